@@ -1,0 +1,23 @@
+"""`gspo`: the clipped surrogate on the sequence's importance ratio."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_reason.loss import ClippedLoss
+from lit_reason.types import LossInputs
+
+
+class GSPO(ClippedLoss):
+    """Group Sequence Policy Optimization (arXiv 2507.18071): the ratio is exp(mean over the completion of logp - logp_old).
+
+    Its ratios stay much closer to 1 than per-token ones: the paper clips at 3e-4 and 4e-4.
+    """
+
+    aggregation = "sequence"
+
+    def log_ratio(self, inputs: LossInputs) -> Tensor:
+        delta = inputs.logprobs - inputs.old_logprobs
+        mask = inputs.mask
+        mean = (delta * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        return mean.expand_as(delta)
