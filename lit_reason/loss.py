@@ -7,6 +7,7 @@ loss never knows, or depends on, how the window was cut into micro-batches or ra
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -80,6 +81,7 @@ class PolicyLoss(Loss):
         """The per-token term (B, T) to minimise, and metrics (B, T) whose token means are logged."""
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        inputs = _zero_behind_mask(inputs)
         per_token, metrics = self.surrogate(inputs)
         if self.needs_reference:
             if inputs.reference_logprobs is None:
@@ -89,6 +91,18 @@ class PolicyLoss(Loss):
             metrics["kl"] = divergence
         sums = {name: torch.where(inputs.mask, value.detach(), 0.0).sum() for name, value in metrics.items()}
         return LossOutput(loss=aggregate(per_token, inputs, self.aggregation), metrics=sums)
+
+
+def _zero_behind_mask(inputs: LossInputs) -> LossInputs:
+    """The same inputs with 0 wherever the mask is False: 0 * inf there would otherwise poison the gradient."""
+    reference = inputs.reference_logprobs
+    return replace(
+        inputs,
+        logprobs=torch.where(inputs.mask, inputs.logprobs, 0.0),
+        old_logprobs=torch.where(inputs.mask, inputs.old_logprobs, 0.0),
+        advantages=torch.where(inputs.mask, inputs.advantages, 0.0),
+        reference_logprobs=None if reference is None else torch.where(inputs.mask, reference, 0.0),
+    )
 
 
 class ClippedLoss(PolicyLoss):

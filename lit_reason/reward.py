@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC
+from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from typing import Literal
 
 from lit_reason.types import Rollout, UserError
 
@@ -25,3 +27,88 @@ class Reward(ABC):
     def score_group(self, rollouts: Sequence[Rollout]) -> Sequence[float | None]:
         """Rewards of all rollouts of one problem, in their order."""
         return [self.score(rollout) for rollout in rollouts]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class WeightedReward:
+    """A reward under the name and with the weight the configuration gives it."""
+
+    name: str
+    weight: float
+    reward: Reward
+
+
+def score_rollouts(
+    rollouts: Sequence[Rollout], rewards: Sequence[WeightedReward], nonfinite: Literal["error", "mask"] = "error"
+) -> Counter[str]:
+    """Fill `rewards` and `reward` of every rollout, group by group.
+
+    Args:
+        rollouts: rollouts of one group must carry the same `group` number, in any order.
+        rewards: what judges them; a rollout's reward is the weighted sum of those that are not None, or None when all are.
+        nonfinite: what NaN or an infinity does: stop with an error, or turn into None and be counted.
+
+    Returns:
+        How many values of each reward were masked for not being finite.
+
+    Raises:
+        UserError: a reward raised, returned something that is no number, or the wrong number of values.
+    """
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.group, []).append(rollout)
+        rollout.rewards = {}
+    masked: Counter[str] = Counter()
+    for weighted in rewards:
+        for group in groups.values():
+            for rollout, value in zip(group, _judge(weighted, group), strict=True):
+                if value is not None and not math.isfinite(value):
+                    if nonfinite == "error":
+                        raise UserError(
+                            f"reward '{weighted.name}' returned {value} for problem '{rollout.problem.id}'; expected a "
+                            "finite number or None. Mend the reward, or set nonfinite: mask to leave such rows out"
+                        )
+                    masked[weighted.name] += 1
+                    value = None  # noqa: PLW2901 - from here on it is like any reward that does not apply
+                rollout.rewards[weighted.name] = value
+    for rollout in rollouts:
+        parts = [w.weight * v for w in rewards if (v := rollout.rewards[w.name]) is not None]
+        rollout.reward = math.fsum(parts) if parts else None
+    return masked
+
+
+def _judge(weighted: WeightedReward, group: list[Rollout]) -> list[float | None]:
+    """One reward on one group, its answer checked."""
+    name = weighted.name
+    try:
+        values = list(weighted.reward.score_group(group))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"reward '{name}' raised {type(error).__name__}: {error}") from error
+    if len(values) != len(group):
+        raise UserError(f"reward '{name}' returned {len(values)} values for {len(group)} completions; expected one each")
+    checked: list[float | None] = []
+    for value in values:
+        try:
+            checked.append(None if value is None else float(value))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"reward '{name}' returned {value!r} of type {type(value).__name__}; expected a number or None"
+            ) from error
+    return checked
+
+
+def weighted_rewards(references: Sequence[RewardRef]) -> list[WeightedReward]:
+    """Build the rewards a configuration names.
+
+    Raises:
+        UserError: there is none, two share a name, or one cannot be built.
+    """
+    built = [WeightedReward(name=ref.name, weight=ref.weight, reward=ref.build()) for ref in map(RewardRef.of, references)]
+    if not built:
+        raise UserError("rewards is empty: name at least one, such as 'accuracy'")
+    twice = [name for name, count in Counter(w.name for w in built).items() if count > 1]
+    if twice:
+        raise UserError(f"rewards names '{twice[0]}' more than once; each reward may appear once, with its weight")
+    return built

@@ -72,6 +72,9 @@ class Rollout:
         mask: (T_i,) bool, True on tokens that learn; None means all of them.
         sampler_logprobs: (T_i,) float32 under the policy that sampled, at the sampling temperature, or None when the
             sampler is the trained policy itself and the trainer computes them.
+        old_logprobs: (T_i,) float32 under the policy before the first optimizer step of the phase; None while the policy
+            has not moved, when the training forward itself supplies them.
+        reference_logprobs: (T_i,) float32 under the reference policy, when the loss asks for it.
         rewards: raw reward by name, None where a reward does not apply to this row.
         reward: weighted sum of `rewards`, None when none applies.
         advantage: a scalar for the whole completion or (T_i,) one per token.
@@ -85,6 +88,8 @@ class Rollout:
     finish_reason: FinishReason = "stop"
     mask: Tensor | None = None
     sampler_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     reward: float | None = None
     advantage: float | Tensor = 0.0
@@ -112,10 +117,8 @@ class MicroBatch:
         present: (B, T) bool, True on completion tokens.
         mask: (B, T) bool, True on tokens that learn (a subset of `present`).
         advantages: (B, T) float32.
-        sampler_logprobs: (B, T) float32, or None.
-        old_logprobs: (B, T) float32, filled before the first step when the policy will have moved; else None.
-        reference_logprobs: (B, T) float32, filled when the loss needs the reference; else None.
-        packed: whether any row holds more than one sequence.
+        old_logprobs: (B, T) float32, or None while the policy has not moved.
+        reference_logprobs: (B, T) float32, or None when the loss needs no reference.
     """
 
     input_ids: Tensor
@@ -125,10 +128,8 @@ class MicroBatch:
     present: Tensor
     mask: Tensor
     advantages: Tensor
-    sampler_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
-    packed: bool = False
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -18,6 +18,6 @@ class GSPO(ClippedLoss):
 
     def log_ratio(self, inputs: LossInputs) -> Tensor:
         delta = inputs.logprobs - inputs.old_logprobs
-        mask = inputs.mask
-        mean = (delta * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        # both are 0 behind the mask already, so the sum is the completion's
+        mean = delta.sum(1, keepdim=True) / inputs.mask.sum(1, keepdim=True).clamp(min=1)
         return mean.expand_as(delta)

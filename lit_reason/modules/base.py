@@ -1,0 +1,255 @@
+"""What SFT, GRPO and RejectionSampling share: one policy, one update, one validation."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lit_reason.answer import extract_answer
+from lit_reason.loading import resolve
+from lit_reason.loss import Loss
+from lit_reason.metrics import ReasoningMetrics
+from lit_reason.policy import Policy, PolicyOptions
+from lit_reason.rollout import Sampling, roll_out
+from lit_reason.types import Problem, Rollout, UserError
+from lit_reason.update import Updater
+
+VALIDATION_STREAM = -1
+"""Phase number of validation's random stream: the same sampled completions at every validation of a like policy."""
+
+
+class Reasoner(LightningModule, ABC):
+    """A policy that learns to reason. Subclasses say what a training step does; see the arguments they share here.
+
+    Args:
+        policy: which model, and how to hold it.
+        loss: what `update` minimises.
+        optimizer: builds the optimizer from the trainable parameters.
+        lr_scheduler: builds a scheduler from the optimizer; it steps once per optimizer step.
+        sampling: how completions are drawn, in training and for sampled validation.
+        validation_samples: sampled completions for each held-out problem, beside the greedy one; 0 for greedy only.
+        minibatches: optimizer steps cut from one pass over a rollout phase.
+        passes: passes over a rollout phase (the PPO epochs).
+        tokens_per_microbatch: most input tokens, padding included, in one forward and backward pass; bounds memory.
+        packing: put several sequences into one row of input.
+        gradient_clip: clip the gradient's norm to this; null never clips.
+        seed: of sampling and of shuffles; the command line links it to `seed_everything`.
+
+    Attributes:
+        last_rollouts: the scored rollouts of the last training phase on this rank.
+        last_validation: the greedy rollouts of the last validation on this rank.
+        base_metrics: what validation said before the first step, None until then.
+    """
+
+    policy: Policy
+
+    def __init__(
+        self,
+        *,
+        policy: PolicyOptions,
+        loss: Loss,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        sampling: Sampling,
+        validation_samples: int = 0,
+        minibatches: int = 1,
+        passes: int = 1,
+        tokens_per_microbatch: int = 16384,
+        packing: bool = False,
+        gradient_clip: float | None = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        for name, value in (
+            ("minibatches", minibatches),
+            ("passes", passes),
+            ("tokens_per_microbatch", tokens_per_microbatch),
+        ):
+            if value < 1:
+                raise UserError(f"{name} must be 1 or more, got {value}")
+        if validation_samples < 0:
+            raise UserError(f"validation_samples must be 0 (greedy only) or more, got {validation_samples}")
+        if gradient_clip is not None and gradient_clip <= 0:
+            raise UserError(f"gradient_clip must be above 0, or null for no clipping, got {gradient_clip}")
+        resolve(policy.model)  # a missing folder is found now, not after the data was read
+        self.policy_options = policy
+        self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+        self.sampling = sampling
+        self.validation_samples = validation_samples
+        self.seed = seed
+        self.phase = 0
+        self.metrics = ReasoningMetrics()
+        self.last_rollouts: list[Rollout] = []
+        self.last_validation: list[Rollout] = []
+        self.base_metrics: dict[str, float] | None = None
+        self.updater = Updater(
+            self,
+            loss,
+            temperature=sampling.temperature,
+            max_completion_tokens=sampling.max_new_tokens,
+            minibatches=minibatches,
+            passes=passes,
+            tokens_per_microbatch=tokens_per_microbatch,
+            packing=packing,
+            gradient_clip=gradient_clip,
+        )
+
+    # ------------------------------------------------------------------ the stages
+    @abstractmethod
+    def training_step(self, problems: list[Problem], batch_idx: int) -> None:
+        """One phase: the stages in order."""
+
+    def rollout(self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None) -> list[Rollout]:
+        """`group_size` completions of every problem that fits the context, group by group, without gradient."""
+        stream = (self.seed, self.phase, self.global_rank)
+        return roll_out(self.policy, problems, sampling or self.sampling, group_size, stream=stream)
+
+    def update(self, rollouts: Sequence[Rollout]) -> None:
+        """Minibatches -> micro-batches -> loss -> optimizer step, then log, and count the phase."""
+        metrics = self.updater(rollouts, seed=self.seed * 1_000_003 + self.phase)
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
+        self.phase += 1
+        self.last_rollouts = list(rollouts)
+        observe = getattr(getattr(self.trainer, "datamodule", None), "observe", None)
+        if observe is not None:
+            observe(self.last_rollouts)
+
+    def log_rollouts(self, rollouts: Sequence[Rollout], asked: int, seconds: float) -> None:
+        """Log what a phase's rollouts look like: means over this and all other ranks' rollouts.
+
+        Args:
+            rollouts: scored rollouts.
+            asked: how many there should have been; the difference had prompts too long for the context.
+            seconds: spent generating.
+        """
+        rows: dict[str, list[float]] = {
+            "reward": [r.reward for r in rollouts if r.reward is not None],
+            "accuracy": [float(correct(r)) for r in rollouts],
+            "length": [float(r.length) for r in rollouts],
+            "truncated": [float(r.finish_reason == "length") for r in rollouts],
+        }
+        for name in rollouts[0].rewards if rollouts else ():
+            rows[f"reward/{name}"] = [v for r in rollouts if (v := r.rewards[name]) is not None]
+        means = {f"train/{name}": math.fsum(v) / len(v) for name, v in rows.items() if v}
+        self.log_dict(means, batch_size=max(len(rollouts), 1), sync_dist=self.trainer.world_size > 1)
+        self.log("train/tokens_per_second", sum(r.length for r in rollouts) / max(seconds, 1e-9), batch_size=1)
+        if asked > len(rollouts):
+            self.log("train/too_long", float(asked - len(rollouts)), batch_size=1)
+            self._warn_too_long(asked - len(rollouts), asked)
+
+    # ------------------------------------------------------------------ validation
+    def validation_step(self, problems: list[Problem], batch_idx: int) -> None:
+        """Answer held-out problems greedily, and `validation_samples` times by sampling."""
+        check_problems(problems)
+        greedy = self.rollout(problems, sampling=self.sampling.greedy())
+        if len(greedy) < len(problems):
+            self._warn_too_long(len(problems) - len(greedy), len(problems))
+        sampled: list[list[Rollout]] = []
+        if self.validation_samples:
+            stream = (self.seed, VALIDATION_STREAM, self.global_rank, batch_idx)
+            flat = roll_out(self.policy, problems, self.sampling, self.validation_samples, stream=stream)
+            n = self.validation_samples
+            sampled = [flat[i : i + n] for i in range(0, len(flat), n)]
+        self.metrics.update(greedy, sampled)
+        self.last_validation = (self.last_validation if batch_idx else []) + greedy
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = {name: float(value) for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        if self.trainer.sanity_checking and self.base_metrics is None:
+            self.base_metrics = metrics
+            self._judge_base(metrics)
+        if not self.trainer.sanity_checking:
+            self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, problems: list[Problem], batch_idx: int) -> list[Rollout]:
+        """Greedy completions."""
+        check_problems(problems)
+        return self.rollout(problems, sampling=self.sampling.greedy())
+
+    def _judge_base(self, metrics: dict[str, float]) -> None:
+        accuracy = metrics.get("accuracy")
+        if accuracy is None:
+            return
+        n = int(metrics["problems"])
+        rank_zero_info(f"base accuracy before the first step: {accuracy:.1%} on {n} held-out problems")
+        if accuracy < 0.1 and not self.learns_without_sampling:
+            rank_zero_warn(
+                f"base accuracy is {accuracy:.1%}: under 10 % there is little for sampling to find. "
+                "Warm up with SFT first, or choose easier problems"
+            )
+        if accuracy > 0.95:
+            rank_zero_warn(f"base accuracy is {accuracy:.1%}: over 95 % there is little left to learn. Choose harder problems")
+
+    learns_without_sampling = False
+    """True for modules that learn from worked examples; they need no base accuracy."""
+
+    def _warn_too_long(self, count: int, asked: int) -> None:
+        rank_zero_warn(
+            f"{count} of {asked} prompts left no room for {self.sampling.max_new_tokens} new tokens in the model's context "
+            f"of {self.policy.context} and were left out"
+        )
+
+    # ------------------------------------------------------------------ Lightning
+    def configure_model(self) -> None:
+        """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
+        if "policy" not in self._modules:
+            self.policy = Policy(self.policy_options)
+            if self.updater.loss.needs_reference:
+                self.policy.keep_reference()
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's many accepted forms
+        optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        if self.make_lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lit_reason"] = {"phase": self.phase, "base_metrics": self.base_metrics}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint.get("lit_reason", {})
+        self.phase = ours.get("phase", 0)
+        self.base_metrics = ours.get("base_metrics")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
+        """Problems are text; micro-batches move when they are made."""
+        return batch
+
+
+def correct(rollout: Rollout) -> bool:
+    """Whether the task scores the answer in a completion 1.0."""
+    return rollout.problem.score(extract_answer(rollout.text)) == 1.0
+
+
+def check_problems(batch: object) -> None:
+    """A batch must be a list of problems; say how to get one when it is not."""
+    if not isinstance(batch, list) or not all(isinstance(p, Problem) for p in batch):
+        raise UserError(
+            f"a batch must be a list of lit_reason.Problem, got {type(batch).__name__}: "
+            "give your DataLoader collate_fn=list"
+        )
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start

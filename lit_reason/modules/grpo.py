@@ -1,0 +1,125 @@
+"""GRPO: sample a group of completions, score them by rule, reinforce the better ones of each group.
+
+After arXiv 2402.03300, with the options its successors added: DAPO's token-level loss and clip-higher (the default),
+Dr. GRPO's unbiased normalisers, GSPO's sequence ratio, two-sided clipping. Unlike the paper there is no reference model
+unless the loss asks for one (`beta`).
+
+    lit-reason fit --config configs/grpo.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from lit_reason.advantage import Advantage, advantages
+from lit_reason.modules.base import Reasoner, Stopwatch, check_problems
+from lit_reason.plugins import LossRef, RewardRef
+from lit_reason.policy import PolicyOptions
+from lit_reason.reward import score_rollouts, weighted_rewards
+from lit_reason.rollout import Sampling
+from lit_reason.types import Problem, Rollout, UserError
+
+
+class GRPO(Reasoner):
+    """Group Relative Policy Optimization and its family.
+
+    Args:
+        rewards: what judges a completion: names, {name: {option: value, weight: w}}, or functions of a rollout.
+        policy: which model, and how to hold it.
+        loss: what to minimise: a name, or {name: {option: value}}.
+        group_size: completions a prompt.
+        advantage: what a completion is compared with: `group` (mean and std of its group), `batch` (its group's mean,
+            std of all), `none` (the mean only, Dr. GRPO), `rloo` (the mean of the others).
+        mask_truncated: completions cut off at `max_new_tokens` count neither in the loss nor in its normaliser.
+        nonfinite: a reward of NaN or infinity is an `error`, or `mask`ed and counted.
+        optimizer: builds the optimizer from the trainable parameters.
+        lr_scheduler: builds a scheduler from the optimizer; it steps once per optimizer step.
+        sampling: how completions are drawn, in training and for sampled validation.
+        validation_samples: sampled completions for each held-out problem, beside the greedy one; 0 for greedy only.
+        minibatches: optimizer steps cut from one pass over a rollout phase.
+        passes: passes over a rollout phase (the PPO epochs).
+        tokens_per_microbatch: most input tokens, padding included, in one forward and backward pass; bounds memory.
+        packing: put several sequences into one row of input.
+        gradient_clip: clip the gradient's norm to this; null never clips.
+        seed: of sampling and of shuffles; the command line links it to `seed_everything`.
+
+    Raises:
+        UserError: an option, a plugin or the model folder is wrong; one line says which.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[RewardRef],
+        *,
+        policy: PolicyOptions = PolicyOptions(),
+        loss: LossRef = LossRef("dapo"),
+        group_size: int = 8,
+        advantage: Advantage = "group",
+        mask_truncated: bool = False,
+        nonfinite: Literal["error", "mask"] = "error",
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        sampling: Sampling = Sampling(),
+        validation_samples: int = 4,
+        minibatches: int = 1,
+        passes: int = 1,
+        tokens_per_microbatch: int = 16384,
+        packing: bool = False,
+        gradient_clip: float | None = 1.0,
+        seed: int = 0,
+    ) -> None:
+        if group_size < 2:
+            alone = "its advantage would always be 0"
+            raise UserError(f"group_size must be 2 or more: with {group_size} a completion has no group to be compared with, {alone}")
+        if sampling.temperature == 0:
+            raise UserError("sampling.temperature must be above 0: greedy completions of a group are all the same")
+        self.rewards = weighted_rewards(rewards)
+        super().__init__(
+            policy=policy,
+            loss=LossRef.of(loss).build(),
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            sampling=sampling,
+            validation_samples=validation_samples,
+            minibatches=minibatches,
+            passes=passes,
+            tokens_per_microbatch=tokens_per_microbatch,
+            packing=packing,
+            gradient_clip=gradient_clip,
+            seed=seed,
+        )
+        self.group_size = group_size
+        self.advantage: Advantage = advantage
+        self.mask_truncated = mask_truncated
+        self.nonfinite: Literal["error", "mask"] = nonfinite
+
+    def training_step(self, problems: list[Problem], batch_idx: int) -> None:
+        check_problems(problems)
+        watch = Stopwatch()
+        rollouts = self.rollout(problems, self.group_size)
+        seconds = watch.seconds
+        rollouts = self.score(rollouts)
+        self.log_rollouts(rollouts, asked=len(problems) * self.group_size, seconds=seconds)
+        rollouts = self.credit(rollouts)
+        self.update(rollouts)
+
+    def score(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """Every reward by name, and their weighted sum."""
+        masked = score_rollouts(rollouts, self.rewards, self.nonfinite)
+        self.log_dict({f"train/nonfinite/{name}": float(count) for name, count in masked.items()}, batch_size=1)
+        return rollouts
+
+    def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """An advantage for every completion; truncated ones leave the loss when `mask_truncated`."""
+        values = advantages([r.reward for r in rollouts], [r.group for r in rollouts], self.advantage)
+        for rollout, value in zip(rollouts, values.tolist(), strict=True):
+            rollout.advantage = value
+            if self.mask_truncated and rollout.finish_reason == "length":
+                rollout.mask = torch.zeros(rollout.length, dtype=torch.bool)
+        informative = float((values != 0).float().mean()) if rollouts else 0.0
+        self.log("train/informative", informative, batch_size=1)
+        return rollouts

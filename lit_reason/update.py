@@ -1,0 +1,310 @@
+"""Stage 6: rollouts become optimizer steps; blind to the algorithm.
+
+A phase's rollouts are cut into windows (one optimizer step each), a window into micro-batches (one forward and backward
+each) by a token budget. Every normaliser is a total over the window and over all ranks, so neither cut changes the
+gradient. Lightning's own accumulation averages micro-batches unweighted and does not have this property, which is why
+the modules optimise manually.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_reason.loss import Loss
+from lit_reason.policy import Policy
+from lit_reason.types import LossInputs, MicroBatch, Problem, Rollout, UserError, Window
+
+_NOBODY = Problem(prompt=[])
+
+
+def learns(rollout: Rollout) -> Tensor:
+    """(T_i,) bool, True on the tokens of a rollout that learn."""
+    return torch.ones(rollout.length, dtype=torch.bool) if rollout.mask is None else rollout.mask
+
+
+def minibatches(rollouts: Sequence[Rollout], count: int, generator: torch.Generator) -> list[list[Rollout]]:
+    """Cut rollouts into `count` windows of like size, shuffled when there is more than one; no size needs to divide."""
+    if count == 1:
+        return [list(rollouts)]
+    order = torch.randperm(len(rollouts), generator=generator).tolist()
+    edges = [round(i * len(order) / count) for i in range(count + 1)]
+    return [[rollouts[i] for i in order[a:b]] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def micro_batches(rollouts: Sequence[Rollout], token_budget: int, *, packing: bool) -> list[list[Rollout]]:
+    """Cut a window into groups whose input tensor holds at most `token_budget` tokens, longest rollouts first.
+
+    Sorting by length keeps padding small and memory independent of the window's longest completion. A rollout longer
+    than the budget gets a micro-batch of its own.
+    """
+    groups: list[list[Rollout]] = []
+    rows: list[int] = []  # tokens in each row of the group being filled
+    for rollout in sorted(rollouts, key=_total_length, reverse=True):
+        size = _total_length(rollout)
+        width = _total_length(groups[-1][0]) if groups else 0
+        fits_row = packing and any(used + size <= width for used in rows)
+        if groups and (fits_row or (len(rows) + 1) * width <= token_budget):
+            groups[-1].append(rollout)
+        else:
+            groups.append([rollout])
+            rows = []
+        _place(rows, size, _total_length(groups[-1][0]) if packing else 0)
+    return groups
+
+
+def _total_length(rollout: Rollout) -> int:
+    return len(rollout.prompt_ids) + rollout.length
+
+
+def _place(rows: list[int], size: int, width: int) -> int:
+    """First fit: the row that `size` more tokens go into; a new one when none has room."""
+    for index, used in enumerate(rows):
+        if used + size <= width:
+            rows[index] += size
+            return index
+    rows.append(size)
+    return len(rows) - 1
+
+
+def collate(rollouts: Sequence[Rollout], *, packing: bool = False) -> MicroBatch:
+    """Rollouts as one micro-batch, padded on the right, or packed first-fit into rows as wide as the longest.
+
+    No attention mask is needed: real tokens never look right, at padding; and transformers keeps packed sequences apart
+    by the restarts of `position_ids`, which is also how padding after the last sequence of a packed row is kept apart.
+    """
+    width = max(_total_length(r) for r in rollouts)
+    rows: list[int] = []
+    starts = []
+    for rollout in rollouts:
+        size = _total_length(rollout)
+        row = _place(rows, size, width if packing else 0)
+        starts.append((row, rows[row] - size))
+    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    position_ids = torch.arange(width).repeat(len(rows), 1)
+    longest = max(max(r.length for r in rollouts), 1)
+    shape = (len(rollouts), longest)
+    scored, targets = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    present, mask = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    advantages = torch.zeros(shape, dtype=torch.float32)
+    for b, (rollout, (row, start)) in enumerate(zip(rollouts, starts, strict=True)):
+        prompt, length = len(rollout.prompt_ids), rollout.length
+        end = start + prompt + length
+        input_ids[row, start:end] = torch.cat([rollout.prompt_ids, rollout.completion_ids])
+        position_ids[row, start:] = torch.arange(width - start)
+        if packing:
+            position_ids[row, end:] = torch.arange(width - end)
+        # the token before a completion token predicts it
+        scored[b, :length] = row * width + start + prompt - 1 + torch.arange(length)
+        targets[b, :length] = rollout.completion_ids
+        present[b, :length] = True
+        mask[b, :length] = learns(rollout)
+        advantages[b, :length] = torch.as_tensor(rollout.advantage, dtype=torch.float32)
+    return MicroBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        scored=scored,
+        targets=targets,
+        present=present,
+        mask=mask,
+        advantages=advantages,
+        old_logprobs=_pad([r.old_logprobs for r in rollouts], longest),
+        reference_logprobs=_pad([r.reference_logprobs for r in rollouts], longest),
+    )
+
+
+def _pad(values: Sequence[Tensor | None], longest: int) -> Tensor | None:
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return None
+    padded = torch.zeros(len(known), longest)
+    for b, value in enumerate(known):
+        padded[b, : len(value)] = value
+    return padded
+
+
+class Updater:
+    """Turns a phase's rollouts into optimizer steps on a Lightning module.
+
+    Args:
+        module: whose optimizer, scheduler, trainer and `policy` are used.
+        loss: what is minimised.
+        temperature: of the sampling; the trained log-probabilities use it too.
+        max_completion_tokens: the sampling limit, for losses that divide by it.
+        minibatches: optimizer steps cut from one pass over the rollouts.
+        passes: passes over the rollouts.
+        tokens_per_microbatch: most input tokens, padding included, in one forward and backward pass.
+        packing: put several sequences into a row of input.
+        gradient_clip: clip the gradient's norm to this; None never clips.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        loss: Loss,
+        *,
+        temperature: float,
+        max_completion_tokens: int,
+        minibatches: int,
+        passes: int,
+        tokens_per_microbatch: int,
+        packing: bool,
+        gradient_clip: float | None,
+    ) -> None:
+        self.module = module
+        self.loss = loss
+        self.temperature = temperature if temperature > 0 else 1.0  # greedy sampling trains the plain distribution
+        self.max_completion_tokens = max_completion_tokens
+        self.minibatches = minibatches
+        self.passes = passes
+        self.tokens_per_microbatch = tokens_per_microbatch
+        self.packing = packing
+        self.gradient_clip = gradient_clip
+
+    @property
+    def policy(self) -> Policy:
+        policy = self.module.policy
+        assert isinstance(policy, Policy)
+        return policy
+
+    def __call__(self, rollouts: Sequence[Rollout], seed: int) -> dict[str, float]:
+        """Take `passes` x `minibatches` optimizer steps.
+
+        Args:
+            rollouts: this rank's; those on which no token learns are left out of numerators and denominators.
+            seed: of the shuffle into minibatches.
+
+        Returns:
+            Means over the steps: loss, entropy, grad_norm, learning_rate, and what the loss reports.
+        """
+        learning = [r for r in rollouts if bool(learns(r).any())]
+        generator = torch.Generator().manual_seed(seed)
+        if self.passes * self.minibatches > 1 and self.loss.needs_advantages:
+            self._fill(learning, "old_logprobs")
+        if self.loss.needs_reference:
+            with self.policy.reference():
+                self._fill(learning, "reference_logprobs")
+        history: dict[str, list[float]] = defaultdict(list)
+        for _ in range(self.passes):
+            for window in minibatches(learning, self.minibatches, generator):
+                for name, value in self.step(window).items():
+                    history[name].append(value)
+        return {name: sum(values) / len(values) for name, values in history.items()}
+
+    @torch.no_grad()
+    def _fill(self, rollouts: Sequence[Rollout], field: str) -> None:
+        """Store the log-probabilities the policy now gives, on each rollout."""
+        for group in micro_batches(rollouts, self.tokens_per_microbatch, packing=self.packing):
+            logprobs, _ = self.policy.logprobs(self._to_device(collate(group, packing=self.packing)), self.temperature)
+            for rollout, row in zip(group, logprobs.cpu(), strict=True):
+                setattr(rollout, field, row[: rollout.length].clone())
+
+    def step(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """One optimizer step on one window; the window may be empty on some ranks, as long as it is not on all."""
+        groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=self.packing)
+        window, rounds = self._measure(rollouts, len(groups))
+        batches = [collate(group, packing=self.packing) for group in groups]
+        # ranks must run backward equally often, so a rank with fewer micro-batches adds some in which nothing learns
+        batches += [self._nothing()] * (rounds - len(groups))
+        optimizer = self.module.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.module.device))
+        for index, batch in enumerate(batches):
+            with nullcontext() if index == len(batches) - 1 else self._no_sync():
+                self._backward(self._to_device(batch), window, sums)
+        metrics = {name: float(self._reduce(value, "sum")) for name, value in sums.items()}
+        loss = metrics.pop("loss", 0.0)
+        metrics = {name: value / max(window.tokens, 1.0) for name, value in metrics.items()}
+        metrics["loss"] = loss
+        metrics["grad_norm"] = self._clip(optimizer)
+        metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler = self.module.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr]  # one optimizer has one scheduler
+        return metrics
+
+    def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> None:
+        logprobs, entropies = self.policy.logprobs(batch, self.temperature)
+        inputs = LossInputs(
+            logprobs=logprobs,
+            old_logprobs=logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
+            advantages=batch.advantages,
+            mask=batch.mask,
+            entropies=entropies,
+            window=window,
+            reference_logprobs=batch.reference_logprobs,
+        )
+        output = self.loss(inputs)
+        # the strategy averages gradients over ranks; the shares are of the whole window, so undo that
+        self.module.manual_backward(output.loss * self.module.trainer.world_size)
+        sums["loss"] += output.loss.detach()
+        sums["entropy"] += torch.where(batch.mask, entropies, 0.0).sum()
+        for name, value in output.metrics.items():
+            sums[name] += value
+
+    def _measure(self, rollouts: Sequence[Rollout], groups: int) -> tuple[Window, int]:
+        """The window's totals over all ranks, and how many micro-batches every rank runs."""
+        tokens = sum(int(learns(r).sum()) for r in rollouts)
+        local = torch.tensor([len(rollouts), tokens, groups], dtype=torch.float64, device=self.module.device)
+        total = self._reduce(local, "sum").tolist()
+        rounds = int(self._reduce(torch.tensor(float(groups), device=self.module.device), "max"))
+        window = Window(
+            sequences=total[0],
+            tokens=total[1],
+            micro_batches=total[2],
+            max_completion_tokens=self.max_completion_tokens,
+        )
+        return window, max(rounds, 1)
+
+    def _nothing(self) -> MicroBatch:
+        """A micro-batch that learns nothing and still connects every parameter to the graph."""
+        token = torch.tensor([self.policy.pad_id])
+        rollout = Rollout(
+            problem=_NOBODY, prompt_ids=token, completion_ids=token, text="", mask=torch.zeros(1, dtype=torch.bool)
+        )
+        batch = collate([rollout])
+        batch.old_logprobs = batch.reference_logprobs = torch.zeros(1, 1)
+        return batch
+
+    def _clip(self, optimizer: object) -> float:
+        """Clip, and report the norm before it; a gradient that is not finite would ruin the weights, so stop."""
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        if not math.isfinite(norm):
+            raise UserError(
+                f"the gradient of step {self.module.global_step} is {norm}; the weights were left as they are. "
+                "Lower the learning rate, set loss option 'delta', or use float32"
+            )
+        if self.gradient_clip is not None:
+            self.module.clip_gradients(
+                optimizer,  # type: ignore[arg-type]  # LightningOptimizer forwards to the optimizer it wraps
+                gradient_clip_val=self.gradient_clip,
+                gradient_clip_algorithm="norm",
+            )
+        return norm
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Under DDP, keep gradients local until the window's last micro-batch."""
+        no_sync: Callable[[], AbstractContextManager[None]] | None
+        no_sync = getattr(self.module.trainer.model, "no_sync", None)
+        return nullcontext() if no_sync is None else no_sync()
+
+    def _reduce(self, value: Tensor, operation: str) -> Tensor:
+        reduced = self.module.trainer.strategy.reduce(value, reduce_op=operation)
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def _to_device(self, batch: MicroBatch) -> MicroBatch:
+        for name in MicroBatch.__dataclass_fields__:
+            value = getattr(batch, name)
+            if isinstance(value, Tensor):
+                setattr(batch, name, value.to(self.module.device, non_blocking=True))
+        return batch
