@@ -115,11 +115,13 @@ class Reasoner(LightningModule, ABC):
         return roll_out(self.policy, problems, sampling or self.sampling, group_size, stream=stream)
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
-        """Minibatches -> micro-batches -> loss -> optimizer step, then log, and count the phase."""
+        """Minibatches -> micro-batches -> loss -> optimizer step."""
         metrics = self.updater(rollouts, seed=self.seed * 1_000_003 + self.phase)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """The phase is over: count it, and let an adaptive task see how it went."""
         self.phase += 1
-        self.last_rollouts = list(rollouts)
         observe = getattr(getattr(self.trainer, "datamodule", None), "observe", None)
         if observe is not None:
             observe(self.last_rollouts)

@@ -102,7 +102,7 @@ class GRPO(Reasoner):
         watch = Stopwatch()
         rollouts = self.rollout(problems, self.group_size)
         seconds = watch.seconds
-        rollouts = self.score(rollouts)
+        self.last_rollouts = rollouts = self.score(rollouts)
         self.log_rollouts(rollouts, asked=len(problems) * self.group_size, seconds=seconds)
         rollouts = self.credit(rollouts)
         self.update(rollouts)

@@ -119,11 +119,12 @@ class RejectionSampling(Reasoner):
         watch = Stopwatch()
         rollouts = self.rollout(problems, self.group_size)
         seconds = watch.seconds
-        rollouts = self.score(rollouts)
+        self.last_rollouts = rollouts = self.score(rollouts)
         self.log_rollouts(rollouts, asked=len(problems) * self.group_size, seconds=seconds)
         accepted = self.select(rollouts)
         if self.rationalize:
-            accepted += self.explain([p for g, p in enumerate(problems) if all(r.group != g for r in accepted)])
+            solved = {r.group for r in accepted}
+            accepted += self.explain([p for g, p in enumerate(problems) if g not in solved])
         self.log("train/accepted", float(len(accepted)), batch_size=1)
         self._write(accepted)
         if self.restart and self.phase > 0:
@@ -132,8 +133,6 @@ class RejectionSampling(Reasoner):
             self.update(accepted)
         else:
             rank_zero_warn(f"round {self.phase}: no sample reached the threshold of {self.threshold}; nothing was learnt")
-            self.phase += 1
-        self.last_rollouts = rollouts
 
     def score(self, rollouts: list[Rollout]) -> list[Rollout]:
         """Every reward by name, and their weighted sum."""

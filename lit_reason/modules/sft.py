@@ -87,7 +87,6 @@ class SFT(Reasoner):
             batch_size=1,
         )
         self.update(rollouts)
-        self.last_rollouts = []  # written by a teacher: nothing to show or to count as samples
 
     def written(self, problems: Sequence[Problem]) -> list[Rollout]:
         """The problems' own completions as rollouts; examples longer than `max_tokens` are left out."""
