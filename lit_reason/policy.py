@@ -114,6 +114,7 @@ class Policy(nn.Module):
         self.context: int | None = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
         self.turn_end_id = self._find_turn_end()
         self.template_knows_think = self._renders(think=True) != self._renders(think=False)
+        _switch_dropout_off(lm)
         # `generate` merges the checkpoint's sampling defaults (top_k 20, temperature 0.6, ...) into whatever it is given
         lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
         if options.gradient_checkpointing:
@@ -121,6 +122,7 @@ class Policy(nn.Module):
         self.model: nn.Module = lm if options.lora is None else _with_adapter(lm, options)
         # a list hides the frozen copy from parameters(), state_dict() and DDP
         self._frozen_reference: list[nn.Module] = []
+        self.train()  # transformers loads in eval mode, in which gradient checkpointing does nothing
 
     # ------------------------------------------------------------------ text to tokens and back
     def render(self, messages: Sequence[Message], think: bool | None = None) -> Tensor:
@@ -308,6 +310,15 @@ class Policy(nn.Module):
             turns, tokenize=False, add_generation_prompt=True, enable_thinking=think
         )
         return str(text)
+
+
+def _switch_dropout_off(lm: nn.Module) -> None:
+    """The model's own dropout would make trained log-probabilities differ from sampled ones; LoRA's is the user's choice."""
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def _eos_ids(lm: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers objects are untyped

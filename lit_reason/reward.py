@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import traceback
 from abc import ABC
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_reason.plugins import RewardRef
 from lit_reason.types import Rollout, UserError
 
 
@@ -85,7 +87,9 @@ def _judge(weighted: WeightedReward, group: list[Rollout]) -> list[float | None]
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"reward '{name}' raised {type(error).__name__}: {error}") from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}, line {frame.lineno}"
+        raise UserError(f"reward '{name}' raised {type(error).__name__}: {error} ({where})") from error
     if len(values) != len(group):
         raise UserError(f"reward '{name}' returned {len(values)} values for {len(group)} completions; expected one each")
     checked: list[float | None] = []

@@ -59,7 +59,7 @@ class Problem:
         return self.scorer(self, answer)
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)  # a rollout is itself: comparing tensors field by field has no truth value
 class Rollout:
     """One completion of one problem, and everything learnt about it on the way.
 
@@ -101,7 +101,7 @@ class Rollout:
         return len(self.completion_ids)
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class MicroBatch:
     """Rollouts as tensors, one forward and backward pass.
 

@@ -1,0 +1,25 @@
+"""Real tiny models, made once a session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ARCHITECTURES = ("llama", "qwen3", "gpt2", "gemma2")
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random checkpoints of a few thousand parameters, by architecture."""
+    from lit_reason.testing import tiny_policy
+
+    root = tmp_path_factory.mktemp("tiny")
+    return {name: Path(tiny_policy(root / name, name)) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_folders: dict[str, Path]) -> str:
+    return str(tiny_folders["llama"])

@@ -1,0 +1,89 @@
+"""The optimizer window: its gradient does not depend on how it is cut into micro-batches or ranks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_reason.types import Problem, Rollout
+from lit_reason.update import collate, micro_batches, minibatches
+
+WORKER = Path(__file__).parent / "window_worker.py"
+
+
+def rollout(prompt: int, completion: int, start: int = 0) -> Rollout:
+    return Rollout(
+        problem=Problem(prompt=[]),
+        prompt_ids=torch.arange(start, start + prompt),
+        completion_ids=torch.arange(100 + start, 100 + start + completion),
+        text="",
+    )
+
+
+def test_collate_scores_the_token_before_each_completion_token() -> None:
+    batch = collate([rollout(2, 3), rollout(1, 1, start=10)])
+    assert batch.input_ids.tolist() == [[0, 1, 100, 101, 102], [10, 110, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4]] * 2
+    # row 0: positions 1, 2, 3 predict 100, 101, 102; row 1 starts at 5 in the flattened input
+    assert batch.scored.tolist() == [[1, 2, 3], [5, 0, 0]]
+    assert batch.targets.tolist() == [[100, 101, 102], [110, 0, 0]]
+    assert batch.present.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_packing_fills_rows_and_restarts_positions() -> None:
+    batch = collate([rollout(2, 3), rollout(1, 1, start=10), rollout(1, 1, start=20)], packing=True)
+    assert batch.input_ids.tolist() == [[0, 1, 100, 101, 102], [10, 110, 20, 120, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 0, 1, 0]]
+    assert batch.scored.tolist() == [[1, 2, 3], [5, 0, 0], [7, 0, 0]]
+
+
+def test_micro_batches_hold_the_budget_and_every_rollout_once() -> None:
+    rollouts = [rollout(3, n) for n in (1, 9, 4, 4, 2, 7, 30, 1)]
+    for packing in (False, True):
+        groups = micro_batches(rollouts, 24, packing=packing)
+        assert sorted(map(id, (r for g in groups for r in g))) == sorted(map(id, rollouts))
+        sizes = [collate(g, packing=packing).input_ids.numel() for g in groups]
+        assert all(size <= 24 for size, g in zip(sizes, groups, strict=True) if len(g) > 1)
+        assert len(groups[0]) == 1  # the one longer than the budget travels alone
+
+
+def test_packing_needs_no_more_tokens_than_padding() -> None:
+    rollouts = [rollout(3, n) for n in range(1, 40)]
+    tokens = [
+        sum(collate(g, packing=packing).input_ids.numel() for g in micro_batches(rollouts, 256, packing=packing))
+        for packing in (False, True)
+    ]
+    assert tokens[1] < tokens[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 10])
+def test_minibatches_differ_in_size_by_one_at_most_and_lose_nothing(count: int) -> None:
+    rollouts = [rollout(1, n + 1) for n in range(10)]
+    parts = minibatches(rollouts, count, torch.Generator().manual_seed(0))
+    assert len(parts) == count
+    assert sorted(map(id, (r for p in parts for r in p))) == sorted(map(id, rollouts))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def gradients(folder: str, out: Path, *arguments: str) -> dict[str, torch.Tensor]:
+    command = [sys.executable, str(WORKER), folder, str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cross_entropy"])
+def test_gradient_does_not_depend_on_micro_batches_packing_or_ranks(
+    tiny_llama: str, tmp_path: Path, loss: str
+) -> None:
+    """1 x 8, 8 x 1, unequal splits, packed; and two gloo ranks with 5 and 3 completions."""
+    result = gradients(tiny_llama, tmp_path / "one.pt", "--loss", loss)
+    assert len(result) == 4
+    whole = result.pop("1x8")
+    if loss in ("grpo", "cross_entropy"):
+        result |= gradients(tiny_llama, tmp_path / "two.pt", "--loss", loss, "--ranks", "2")
+        assert "2 ranks" in result
+    for name, gradient in result.items():
+        assert float((gradient - whole).norm() / whole.norm()) < 1e-6, name

@@ -1,0 +1,90 @@
+"""Compute the gradient of one optimizer window in several ways; started by test_update.py, on two gloo ranks too."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from lit_reason import GRPO, PolicyOptions, Problem, Rollout, Sampling
+
+LENGTHS = [(7, 11), (3, 2), (12, 5), (1, 1), (4, 3), (6, 9), (2, 8), (5, 5)]
+ADVANTAGES = [1.0, -0.5, 0.25, -2.0, 1.5, -1.0, 0.75, 0.0]
+
+
+class Window(GRPO):
+    """GRPO with sampling and credit replaced by fixed tokens and advantages, and its gradient kept."""
+
+    def rollout(
+        self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None
+    ) -> list[Rollout]:
+        generator = torch.Generator().manual_seed(0)
+        rollouts = [
+            Rollout(
+                problem=problems[0],
+                prompt_ids=torch.randint(0, 200, (p,), generator=generator),
+                completion_ids=torch.randint(0, 200, (c,), generator=generator),
+                text="",
+                mask=torch.rand(c, generator=generator) < 0.8,  # some tokens do not learn
+                advantage=advantage,
+            )
+            for (p, c), advantage in zip(LENGTHS, ADVANTAGES, strict=True)
+        ]
+        if self.trainer.world_size == 1:
+            return rollouts
+        return rollouts[:5] if self.global_rank == 0 else rollouts[5:]
+
+    def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
+        return rollouts
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.gradient = torch.cat([p.grad.flatten() for p in self.policy.parameters() if p.grad is not None])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("out")
+    parser.add_argument("--loss", required=True)
+    parser.add_argument("--ranks", type=int, default=1)
+    arguments = parser.parse_args()
+    cuts = {"1x8": (10**6, False), "8x1": (1, False), "unequal": (40, False), "packed": (64, True)}
+    if arguments.ranks == 2:
+        cuts = {"2 ranks": (40, False)}
+    results = {}
+    for name, (tokens, packing) in cuts.items():
+        module = Window(
+            [zero],
+            policy=PolicyOptions(model=arguments.folder),
+            loss=arguments.loss,
+            optimizer=lambda p: torch.optim.SGD(p, lr=1e-3),
+            tokens_per_microbatch=tokens,
+            packing=packing,
+            gradient_clip=None,
+        )
+        trainer = Trainer(
+            max_steps=1,
+            accelerator="cpu",
+            devices=arguments.ranks,
+            strategy="ddp" if arguments.ranks > 1 else "auto",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tempfile.gettempdir(),
+        )
+        problems = [Problem(prompt=[{"role": "user", "content": "Q"}])] * 2
+        trainer.fit(module, DataLoader(problems, batch_size=1, collate_fn=list))
+        results[name] = module.gradient
+    if trainer.global_rank == 0:
+        torch.save(results, arguments.out)
+
+
+def zero(rollout: Rollout) -> float:
+    return 0.0
+
+
+if __name__ == "__main__":
+    main()
