@@ -1,0 +1,324 @@
+"""What a run keeps and says: samples, curve, checkpoints, predictions, and the lines at its end.
+
+Each works in any Trainer whose model is a `Reasoner`; the command line adds them all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import rich
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.table import Table
+
+from lit_reason.answer import extract_answer
+from lit_reason.console import metrics_table, percent, prompt_text, visible
+from lit_reason.plot import draw_curve
+from lit_reason.progress import steps_done
+from lit_reason.run_log import FILENAME, RunLogger, read_metrics
+from lit_reason.types import Rollout
+
+if TYPE_CHECKING:
+    from lit_reason.modules.base import Reasoner
+
+
+def sample_row(rollout: Rollout) -> dict[str, Any]:
+    """One rollout as plain values a person can read."""
+    advantage = rollout.advantage if isinstance(rollout.advantage, float | int) else rollout.advantage.tolist()
+    return {
+        "prompt": prompt_text(rollout.problem),
+        "completion": rollout.text,
+        "answer": extract_answer(rollout.text),
+        "gold": rollout.problem.answer,
+        "rewards": rollout.rewards,
+        "reward": rollout.reward,
+        "advantage": advantage,
+        "length": rollout.length,
+        "finish_reason": rollout.finish_reason,
+    }
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a JSONL file; a lone surrogate, which UTF-8 cannot hold, becomes its JSON escape."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def sample_table(rollouts: Sequence[Rollout], title: str) -> Table:
+    """Completions of one problem, the best rewarded first, cut to the terminal's width."""
+    names = list(dict.fromkeys(name for rollout in rollouts for name in rollout.rewards))
+    question = visible(f"{title}: {prompt_text(rollouts[0].problem)}")
+    question.append(f"  (gold answer: {visible(str(rollouts[0].problem.answer))})")
+    table = Table(title=question, title_justify="left", title_style="bold", expand=True, box=None, padding=(0, 1))
+    table.add_column("completion", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("answer", max_width=16, no_wrap=True, overflow="ellipsis")
+    for name in ("reward", *(name for name in names if len(names) > 1), "advantage", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for rollout in sorted(rollouts, key=lambda r: -1e9 if r.reward is None else r.reward, reverse=True):
+        advantage = rollout.advantage if isinstance(rollout.advantage, float | int) else float(rollout.advantage.mean())
+        rewards = [rollout.reward, *(rollout.rewards.get(name) for name in names if len(names) > 1)]
+        table.add_row(
+            visible(rollout.text),
+            visible(extract_answer(rollout.text) or "-"),
+            *("-" if value is None else f"{value:.2f}" for value in rewards),
+            f"{advantage:+.2f}",
+            f"{rollout.length}" + ("+" if rollout.finish_reason == "length" else ""),  # + : cut off there
+        )
+    return table
+
+
+class Samples(Callback):
+    """Every so often, shows a few completions of one problem and writes all of the step's to `samples.jsonl`.
+
+    After a training step those are its scored rollouts; a module that samples none (SFT) shows its greedy answers
+    after a validation instead.
+
+    Args:
+        folder: the run directory.
+        every_n_steps: how often; the first step is always shown.
+        rows: completions in the table.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int = 25, rows: int = 4) -> None:
+        self.path = folder / "samples.jsonl"
+        self.every_n_steps = every_n_steps
+        self.rows = rows
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401 - the rest goes unused
+        step = steps_done(trainer)
+        if trainer.is_global_zero and (step == 1 or step % self.every_n_steps == 0):
+            rollouts = cast("Reasoner", pl_module).last_rollouts
+            groups: dict[int, list[Rollout]] = {}
+            for rollout in rollouts:
+                groups.setdefault(rollout.group, []).append(rollout)
+            if groups:
+                mixed = [group for group in groups.values() if len({rollout.reward for rollout in group}) > 1]
+                self._show((mixed or list(groups.values()))[0], f"step {step}")
+                self._write(rollouts, step, "train")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        module = cast("Reasoner", pl_module)
+        if module.last_validation and not module.last_rollouts:
+            step = steps_done(trainer)
+            self._show(module.last_validation[:1], f"step {step}, held out")
+            self._write(module.last_validation, step, "validation")
+
+    def _show(self, group: list[Rollout], title: str) -> None:
+        """The best and the worst, and what lies between, as many as there is room for."""
+        ranked = sorted(group, key=lambda r: -1e9 if r.reward is None else r.reward, reverse=True)
+        half = self.rows // 2
+        shown = ranked if len(ranked) <= self.rows else ranked[: self.rows - half] + ranked[len(ranked) - half :]
+        rich.get_console().print(sample_table(shown, title))
+
+    def _write(self, rollouts: Sequence[Rollout], step: int, split: str) -> None:
+        append_rows(self.path, [{"step": step, "split": split, **sample_row(rollout)} for rollout in rollouts])
+
+
+class FinalValidation(Callback):
+    """Makes the last step of a fit end in a validation, whenever the interval would have had the next one.
+
+    Lightning validates at once when it is asked to stop, as early stopping does; asking for that at the step the limits
+    end the run at anyway keeps the validation inside the fit, where checkpoints and loggers see it.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: ANN401 - the rest goes unused
+        steps_over = trainer.max_steps >= 0 and trainer.global_step >= trainer.max_steps
+        last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+        if steps_over or (last_epoch and trainer.is_last_batch):
+            trainer.should_stop = True
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`: after every validation, every so many minutes, and at the end.
+
+    An interrupted run keeps the last one written; it writes none then, for it may have stopped in the middle of an
+    update.
+
+    Args:
+        folder: where `last.ckpt` goes.
+        minutes: longest time between two, so that an interruption costs no more.
+    """
+
+    def __init__(self, folder: Path, minutes: float = 10.0) -> None:
+        self.path = folder / "last.ckpt"
+        self.minutes = minutes
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: ANN401 - the rest goes unused
+        # every rank must save or none: rank 0's clock decides
+        if trainer.strategy.broadcast(time.monotonic() - self._saved_at > 60 * self.minutes):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        step = steps_done(trainer)
+        if step != self._saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
+            trainer.save_checkpoint(self.path)
+            self._saved_at, self._saved_step = time.monotonic(), step
+
+
+class Curve(Callback):
+    """Draws `curve.png` from `metrics.csv` when a fit ends, whichever way it ends.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
+            draw_curve(self.folder / FILENAME, self.folder / "curve.png")
+
+
+class Summary(Callback):
+    """Writes down the base policy's accuracy as step 0, and says at the end what was gained and where it lies.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._start = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = cast("Reasoner", pl_module).base_metrics or {}
+        base = {f"val/{name}": value for name, value in found.items()}
+        for logger in trainer.loggers if base else ():
+            if isinstance(logger, RunLogger):
+                logger.write(0, base)
+            else:
+                logger.log_metrics(base, step=0)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say(trainer, "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+            self._say(trainer, "interrupted")
+
+    def _say(self, trainer: Trainer, how: str) -> None:
+        if trainer.is_global_zero:
+            minutes = (time.monotonic() - self._start) / 60
+            for line in closing_lines(self.folder, how=how, minutes=minutes):
+                rich.get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def closing_lines(folder: Path, *, how: str, minutes: float) -> list[str]:
+    """The last lines of a run, from its `metrics.csv`: what was gained, and where everything lies."""
+    rows = read_metrics(folder / FILENAME)
+    lines = [f"{how} after {max(rows, default=0)} steps, {minutes:.1f} minutes"]
+    validated = [
+        (step, {name.removeprefix("val/"): value for name, value in row.items()})
+        for step, row in sorted(rows.items())
+        if "val/accuracy" in row
+    ]
+    if validated:
+        (first, base), (last, final) = validated[0], validated[-1]
+        best_step, best = max(validated, key=lambda entry: entry[1]["accuracy"])
+        if last == first:
+            lines.append(f"accuracy  {percent(final, 'accuracy')} at step {last}")
+        else:
+            points = 100 * (final["accuracy"] - base["accuracy"])
+            start = "base" if first == 0 else f"step {first}"
+            gained = (
+                f"{start} {percent(base, 'accuracy')} -> step {last} {percent(final, 'accuracy')}: {points:+.1f} points"
+            )
+            lines.append(f"accuracy  {gained} on {final['problems']:.0f} held-out problems")
+            lines.append(f"best      {percent(best, 'accuracy')} at step {best_step}")
+            lines.append(f"length    {base['length']:.1f} -> {final['length']:.1f} tokens")
+    names = ("config.yaml", FILENAME, "samples.jsonl", "accepted.jsonl", "curve.png", "checkpoints")
+    there = [name for name in names if (folder / name).exists()]
+    lines.append(f"run       {folder}" + (f": {', '.join(there)}" if there else ""))
+    return lines
+
+
+class Report(Callback):
+    """Prints the metrics of `validate` or `test` as a table, and writes them to `validate.json` or `test.json`.
+
+    Args:
+        folder: where the file goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(trainer, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, "test")
+
+    def _report(self, trainer: Trainer, what: str) -> None:
+        metrics = {name.partition("/")[2]: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.is_global_zero and metrics:
+            rich.get_console().print(metrics_table(metrics))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{what}.json"
+            path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            rich.get_console().print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+class Predictions(Callback):
+    """Writes what `predict` answers to `predictions.jsonl`, a file for each rank when there are several.
+
+    Args:
+        folder: where the file goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "predictions.jsonl"
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            self.path = self.folder / f"predictions-rank{trainer.global_rank}.jsonl"
+        self.path.unlink(missing_ok=True)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:  # noqa: ANN401 - the rest goes unused
+        rows = []
+        for rollout in outputs:
+            row = sample_row(rollout)
+            for name in (
+                "rewards",
+                "reward",
+                "advantage",
+            ):  # nothing was rewarded; the task's own score takes their place
+                del row[name]
+            rows.append({**row, "score": rollout.problem.score(row["answer"])})
+        append_rows(self.path, rows)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            rich.get_console().print(f"written to {self.path}", markup=False, highlight=False, soft_wrap=True)
