@@ -17,17 +17,18 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 
-from lit_reason.registry import Kind, PluginError, base, cause, checked, find, load
-from lit_reason.types import LossInputs, LossOutput, Rollout, UserError
+from lit_reason.registry import Kind, PluginError, base, cause, checked, find, function_plugin, load
+from lit_reason.types import Rollout, UserError
 
 if TYPE_CHECKING:
-    from lit_reason.loss import Loss
+    from lit_reason.loss import Loss  # noqa: F401 - the base class of LossRef names it, as text
     from lit_reason.reward import Reward
     from lit_reason.task import Task
 
@@ -38,8 +39,8 @@ class PluginRef(Generic[T]):
     """A plugin and its options. Making one loads nothing; `check` and `build` do.
 
     Args:
-        target: a plugin's name, `distribution/name` or a dotted import path; in Python also a class, a function (rewards
-            and losses), or a ready-made object.
+        target: a plugin's name, `distribution/name` or a dotted import path; in Python also a class, a function (for
+            rewards and losses), or a ready-made object.
         options: keyword arguments of the plugin.
 
     Attributes:
@@ -48,6 +49,8 @@ class PluginRef(Generic[T]):
     """
 
     kind: ClassVar[Kind]
+    reserved: ClassVar[frozenset[str]] = frozenset()
+    """Options that are the reference's own, which a plugin cannot have."""
 
     def __init__(self, target: Any, /, **options: Any) -> None:  # noqa: ANN401 - see `target` and the plugin's options
         self.target = target
@@ -124,7 +127,8 @@ class PluginRef(Generic[T]):
             ready: T = loaded  # type: ignore[assignment]  # `base` is looked up by name, out of mypy's sight
             return ready
         if not isinstance(loaded, type):
-            return self._of_function(loaded)
+            wrapped: T = function_plugin(self.kind, loaded)
+            return wrapped
         parser, options = self._parsed(loaded)
         try:
             built: T = parser.instantiate_classes(options).plugin if _keys(parser) else loaded()
@@ -154,33 +158,34 @@ class PluginRef(Generic[T]):
         if isinstance(self.target, type) or callable(self.target):
             return checked(self.kind, self.target, f"{self.kind} '{self.name}'")
         raise UserError(
-            f"expected a {self.kind}: its name, {{name: {{option: value}}}}, a class or an object of it; got {self.target!r}"
+            f"expected a {self.kind}: its name, {{name: {{option: value}}}}, a class or an object; got {self.target!r}"
         )
-
-    def _of_function(self, function: Callable[..., Any]) -> T:
-        raise TypeError(f"a {self.kind} cannot be a function")
 
     def _parsed(self, loaded: type) -> tuple[ArgumentParser, Namespace]:
         """The options, checked and with defaults, and the parser that knows their types."""
         parser = ArgumentParser(exit_on_error=False)
         # an option without annotation accepts anything: the author's choice, and no reason to stop a run
-        parser.add_class_arguments(loaded, "plugin", fail_untyped=False)
+        try:
+            parser.add_class_arguments(loaded, "plugin", fail_untyped=False)
+        except Exception as error:  # an annotation that names nothing, a default of the wrong type, ...
+            raise PluginError(f"{self._who()}: its signature cannot be read: {cause(error)}") from error
         known = _keys(parser)
+        for option in self.reserved.intersection(known):
+            raise PluginError(
+                f"{self._who()} has an option '{option}', a name kept for the configuration itself: rename it"
+            )
         for option in self.options:
             if option not in known:
                 raise UserError(self._unknown_option(option, known))
         try:
             return parser, parser.parse_object({"plugin": self.options} if known else {})
         except (ArgumentError, TypeError, ValueError) as error:
-            raise UserError(self._wrong_option(error)) from error
+            raise UserError(f"{self._who()} {_boiled_down(error)}") from error
 
     def _unknown_option(self, option: str, known: list[str]) -> str:
         near = difflib.get_close_matches(option, known, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"{self._who()} has no option '{option}'; {hint}Its options: {', '.join(known) or 'none'}"
-
-    def _wrong_option(self, error: Exception) -> str:
-        return f"{self._who()}: {cause(error)}"
 
     def _who(self) -> str:
         """The plugin with its distribution, where it has one."""
@@ -200,8 +205,8 @@ class PluginRef(Generic[T]):
         module, name = getattr(self.target, "__module__", None), getattr(self.target, "__qualname__", None)
         if not module or not name or not name.isidentifier():
             raise UserError(
-                f"{self.kind} '{self.name}' was given as an object, which a configuration cannot name; to save this run's "
-                "configuration, put its class or function at the top level of a module"
+                f"{self.kind} '{self.name}' was given as an object, which a configuration cannot name; to save the "
+                "configuration of this run, put its class or function at the top level of a module"
             )
         return f"{module}.{name}"
 
@@ -212,6 +217,9 @@ class PluginRef(Generic[T]):
         parser, options = self._parsed(loaded)
         plain: dict[str, Any] = json.loads(parser.dump(options, format="json", skip_none=False)).get("plugin") or {}
         return plain
+
+    def __str__(self) -> str:
+        return f"{{{self.name}: {self.options}}}" if self.options else self.name
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
@@ -224,9 +232,34 @@ class PluginRef(Generic[T]):
         return f"{type(self).__name__}({self.name!r}{options})"
 
 
+_KEY = r'Parser key "plugin\.([^"]*)": '
+_WORDINGS = (
+    (r"the following arguments are required: plugin\.(.*)", "needs the option '{0}': write it below the name"),
+    (r"Group 'plugin' does not accept option '([^']*)'", "has no option '{0}'"),
+    (_KEY + r".*?Not of type \w+Ref: (.*?)(?: - Expected an? .*)?", "option '{0}': {1}"),
+    (_KEY + r"Expected an? (.*?)\. Got value: (.*)", "option '{0}' expected {1}, got {2}"),
+    (_KEY + r".*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", "option '{0}' expected {1}, got {2}"),
+    (_KEY + r"(.*)", "option '{0}': {1}"),
+    (r"(.*)", "refuses its options: {0}"),
+)
+"""What jsonargparse says, as one line, and what to say instead."""
+
+
+def _boiled_down(error: Exception) -> str:
+    """What jsonargparse says about an option, over several lines and in its own terms, as half a sentence."""
+    text = " ".join(str(error).split())
+    match, wording = next((m, w) for pattern, w in _WORDINGS if (m := re.fullmatch(pattern, text)))
+    # types as one writes them, a union with "or": [<class 'int'>, <class 'NoneType'>] is "int or null"
+    parts = [re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", part) for part in match.groups()]
+    if "expected" in wording:
+        parts[1] = " or ".join(re.split(r", (?![^\[]*\])", parts[1])).replace("typing.", "").replace("NoneType", "null")
+    return wording.format(*parts)
+
+
 def _keys(parser: ArgumentParser) -> list[str]:
     """Options of the plugin that `parser` was made for."""
-    return [key.removeprefix("plugin.") for key in vars(parser.get_defaults().get("plugin") or Namespace())]
+    defaults = parser.get_defaults().get("plugin")
+    return [] if defaults is None else list(vars(defaults))
 
 
 class TaskRef(PluginRef["Task"]):
@@ -251,6 +284,7 @@ class RewardRef(PluginRef["Reward"]):
     """
 
     kind = "reward"
+    reserved = frozenset({"weight"})
 
     def __init__(
         self,
@@ -271,11 +305,6 @@ class RewardRef(PluginRef["Reward"]):
     def dump(self) -> Any:  # noqa: ANN401 - a mapping
         return {self._path(): {**self._dumped_options(), "weight": float(self.weight)}}
 
-    def _of_function(self, function: Callable[[Rollout], float | None]) -> Reward:
-        from lit_reason.rewards.function import FunctionReward
-
-        return FunctionReward(function)
-
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, weight={self.weight!r})"
 
@@ -289,11 +318,6 @@ class LossRef(PluginRef["Loss"]):
     """
 
     kind = "loss"
-
-    def _of_function(self, function: Callable[[LossInputs], LossOutput]) -> Loss:
-        from lit_reason.losses.function import FunctionLoss
-
-        return FunctionLoss(function)
 
 
 for _ref in (TaskRef, RewardRef, LossRef):

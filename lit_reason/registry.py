@@ -23,6 +23,10 @@ from lit_reason.types import UserError
 Kind = Literal["task", "reward", "loss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GROUPS: dict[Kind, str] = {"task": "lit_reason.tasks", "reward": "lit_reason.rewards", "loss": "lit_reason.losses"}
+_FUNCTIONS: dict[Kind, str] = {
+    "reward": "lit_reason.rewards.function.FunctionReward",
+    "loss": "lit_reason.losses.function.FunctionLoss",
+}
 BUILT_IN = "lit-reason"
 
 # as text, because importing the base class of losses imports torch
@@ -249,8 +253,17 @@ def _import(kind: Kind, path: str) -> Any:  # noqa: ANN401 - whatever stands the
 
 def base(kind: Kind) -> type:
     """The base class of a kind; that of losses imports torch."""
-    module, _, attribute = _BASES[kind].rpartition(".")
-    found: type = getattr(importlib.import_module(module), attribute)
+    return _class(_BASES[kind])
+
+
+def function_plugin(kind: Kind, function: Any) -> Any:  # noqa: ANN401 - a reward or a loss
+    """A plugin that does what a plain function does; there are such for rewards and losses."""
+    return _class(_FUNCTIONS[kind])(function)
+
+
+def _class(path: str) -> type[Any]:
+    module, _, attribute = path.rpartition(".")
+    found: type[Any] = getattr(importlib.import_module(module), attribute)
     return found
 
 
@@ -262,13 +275,13 @@ def checked(kind: Kind, loaded: Any, who: str) -> Any:  # noqa: ANN401 - anythin
     """
     expected = _BASES[kind]
     if not inspect.isclass(loaded):
-        if inspect.isroutine(loaded) and kind != "task":
+        if inspect.isroutine(loaded) and kind in _FUNCTIONS:
             return loaded
         raise PluginError(f"{who} is {_article(type(loaded).__name__)}, expected a subclass of {expected}")
     if not issubclass(loaded, base(kind)):
         raise PluginError(f"{who} is not a subclass of {expected}")
     if inspect.isabstract(loaded):
-        missing = ", ".join(f"'{m}'" for m in sorted(loaded.__abstractmethods__))
+        missing = ", ".join(f"'{m}'" for m in sorted(getattr(loaded, "__abstractmethods__", ())))
         raise PluginError(f"{who} does not implement {missing} of {expected}")
     return loaded
 
