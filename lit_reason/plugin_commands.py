@@ -164,7 +164,7 @@ def _examined(plugin: Plugin) -> tuple[str, str]:
         else:
             check_loss(LossRef.of(plugin.full_name).build())
     except PluginError as error:
-        return str(error), ""
+        return str(error).removeprefix(f"{plugin} "), ""
     except UserError as error:  # the plugin works, and asks for options that only its user knows
         return "", f"; imports, not run: {error}"
     except AssertionError as error:
