@@ -1,0 +1,1 @@
+"""A task, a reward and a loss for lit-reason."""
