@@ -131,7 +131,7 @@ class PluginRef(Generic[T]):
             return wrapped
         parser, options = self._parsed(loaded)
         try:
-            built: T = parser.instantiate_classes(options).plugin if _keys(parser) else loaded()
+            built: T = parser.instantiate(options).plugin if _keys(parser) else loaded()
         except UserError:
             raise
         except Exception as error:
@@ -165,10 +165,7 @@ class PluginRef(Generic[T]):
         """The options, checked and with defaults, and the parser that knows their types."""
         parser = ArgumentParser(exit_on_error=False)
         # an option without annotation accepts anything: the author's choice, and no reason to stop a run
-        try:
-            parser.add_class_arguments(loaded, "plugin", fail_untyped=False)
-        except Exception as error:  # an annotation that names nothing, a default of the wrong type, ...
-            raise PluginError(f"{self._who()}: its signature cannot be read: {cause(error)}") from error
+        parser.add_class_arguments(loaded, "plugin", fail_untyped=False)
         known = _keys(parser)
         for option in self.reserved.intersection(known):
             raise PluginError(
@@ -185,7 +182,7 @@ class PluginRef(Generic[T]):
     def _unknown_option(self, option: str, known: list[str]) -> str:
         near = difflib.get_close_matches(option, known, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"{self._who()} has no option '{option}'; {hint}Its options: {', '.join(known) or 'none'}"
+        return f"{self._who()} has no option '{option}'; {hint}its options: {', '.join(known) or 'none'}"
 
     def _who(self) -> str:
         """The plugin with its distribution, where it has one."""
@@ -215,7 +212,7 @@ class PluginRef(Generic[T]):
         if not isinstance(loaded, type):
             return {}
         parser, options = self._parsed(loaded)
-        plain: dict[str, Any] = json.loads(parser.dump(options, format="json", skip_none=False)).get("plugin") or {}
+        plain: dict[str, Any] = json.loads(parser.dump(options, format="json", skip_unset=False)).get("plugin") or {}
         return plain
 
     def __str__(self) -> str:

@@ -205,9 +205,10 @@ def unknown(kind: Kind, name: str) -> str:
     """What to tell somebody who named a plugin that is not installed."""
     found = installed(kind)
     owner, _, short = name.rpartition("/")
-    candidates = [p.full_name for offers in found.values() for p in offers] if owner else list(found)
+    near = difflib.get_close_matches(short.lower(), found, 3)
+    if owner:
+        near = [plugin.full_name for close in near for plugin in found[close]]
     parts = [f"no {kind} named '{name}' is installed"]
-    near = difflib.get_close_matches(name, candidates, 3) or difflib.get_close_matches(short.lower(), found, 3)
     if near:
         parts.append("did you mean " + " or ".join(f"'{n}'" for n in near) + "?")
     parts += [f"'{short}' is a {other}" for other in KINDS if other != kind and short in installed(other)]

@@ -1,6 +1,8 @@
 """Real tiny models, made once a session."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,17 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny_llama(tiny_folders: dict[str, Path]) -> str:
     return str(tiny_folders["llama"])
+
+
+@pytest.fixture(scope="session")
+def plugin_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The template and the distributions that misbehave, really installed, each into a folder for `sys.path`."""
+    tests = Path(__file__).parent
+    sources = {"template": tests.parent / "plugins" / "template"}
+    sources |= {name: tests / "distributions" / name for name in ("broken", "clashing", "shadowing")}
+    root = tmp_path_factory.mktemp("distributions")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for name, source in sources.items():
+        offline = ["--no-deps", "--no-build-isolation", "--target", str(root / name)]
+        subprocess.run([*pip, *offline, str(source)], check=True)
+    return {name: root / name for name in sources}
