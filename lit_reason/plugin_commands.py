@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     if arguments.command == "show":
         print("\n\n".join(_shown(plugin) for plugin in chosen))
         return OK
-    return _check(chosen, everything=arguments.name is None)
+    return _check(chosen)
 
 
 def _named(name: str) -> list[Plugin]:
@@ -61,8 +61,10 @@ def _named(name: str) -> list[Plugin]:
 
 
 def _unknown(name: str) -> str:
-    everything = sorted({p.name for p in plugins()} | {p.full_name for p in plugins()})
-    near = difflib.get_close_matches(name, everything, 2)
+    owner, _, short = name.rpartition("/")
+    near = difflib.get_close_matches(short.lower(), sorted({p.name for p in plugins()}), 2)
+    if owner:
+        near = [p.full_name for close in near for p in _named(close)]
     hint = "did you mean " + " or ".join(f"'{n}'" for n in near) + "?" if near else "see 'lit-reason plugins list'"
     return f"no plugin named '{name}' is installed; {hint}"
 
@@ -135,18 +137,19 @@ def _shown(plugin: Plugin) -> str:
     return "\n".join(lines)
 
 
-def _check(chosen: list[Plugin], *, everything: bool) -> int:
+def _check(chosen: list[Plugin]) -> int:
     """One line a plugin: ok, or broken and why."""
+    for item in unreadable():
+        print(f"broken  {item.distribution} {item.version}: its entry points cannot be read: {item.cause}")
+    if unreadable():  # torch reads all entry points while it is imported, and fails on these
+        print("nothing else was checked: reinstall or uninstall it first")
+        return BROKEN
     broken = 0
     for plugin in chosen:
         complaint, remark = _examined(plugin)
         broken += bool(complaint)
         verdict = f"broken  {plugin}: {complaint}" if complaint else f"ok      {plugin}{remark}"
         print(verdict, flush=True)
-    if everything:
-        for item in unreadable():
-            broken += 1
-            print(f"broken  {item.distribution} {item.version}: its entry points cannot be read: {item.cause}")
     return BROKEN if broken else OK
 
 
