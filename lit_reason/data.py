@@ -6,8 +6,9 @@ numbers divide into. The order is a function of (seed, epoch) alone, and the pla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -34,7 +35,7 @@ class Phases(Dataset[list[Problem]]):
         self.order: Sequence[int] = range(len(problems))
 
     def __len__(self) -> int:
-        return -(-len(self.problems) // self.size)
+        return math.ceil(len(self.problems) / self.size)
 
     def __getitem__(self, index: int) -> list[Problem]:
         mine = self.order[index * self.size : (index + 1) * self.size][self.rank :: self.world_size]
@@ -47,11 +48,11 @@ class Phases(Dataset[list[Problem]]):
             self.order = torch.randperm(len(self.problems), generator=generator).tolist()
 
 
-class PhaseSampler(DistributedSampler[list[Problem]]):
+class PhaseSampler(DistributedSampler[int]):
     """Walks the phases in order, from a given one; a DistributedSampler so that Lightning leaves the sharding to us."""
 
     def __init__(self, phases: Phases) -> None:
-        super().__init__(phases, num_replicas=1, rank=0, shuffle=False)
+        super().__init__(cast("Dataset[int]", phases), num_replicas=1, rank=0, shuffle=False)
         self.phases = phases
         self.start = 0
 

@@ -46,7 +46,9 @@ def resolve(model: str) -> str:
         return str(folder)
     looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or folder.exists()
     if looks_local:
-        raise UserError(f"policy.model: there is no folder '{model}'. Give an existing folder, a hub id (owner/name), or 'nano'")
+        raise UserError(
+            f"policy.model: there is no folder '{model}'. Give an existing folder, a hub id (owner/name), or 'nano'"
+        )
     return model
 
 
@@ -82,13 +84,12 @@ def load_chat_template(tokenizer: Any, chat_template: str | None, model: str) ->
         tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         source = chat_template or f"the tokenizer of '{model}'"
-        line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
+        number = getattr(error, "lineno", None)  # syntax errors know it
+        line = f", line {number}" if number else ""
         raise UserError(f"policy.chat_template: {source}{line}: {error}") from error
 
 
-def load_model(
-    model: str, *, revision: str | None, dtype: str, attention: str | None, random_weights: bool
-) -> Any:  # noqa: ANN401
+def load_model(model: str, *, revision: str | None, dtype: str, attention: str | None, random_weights: bool) -> Any:  # noqa: ANN401
     """The causal LM itself, adapters merged, on the CPU, in `dtype`."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -99,11 +100,13 @@ def load_model(
     if attention is not None:
         options["attn_implementation"] = attention
     if not random_weights:
-        return _attempt("model", model, lambda: AutoModelForCausalLM.from_pretrained(where, revision=revision, **options))
+        return _attempt(
+            "model", model, lambda: AutoModelForCausalLM.from_pretrained(where, revision=revision, **options)
+        )
     config = _attempt("model", model, lambda: AutoConfig.from_pretrained(where, revision=revision))
     fresh = _attempt("model", model, lambda: AutoModelForCausalLM.from_config(config, **options))
     with suppress(OSError):  # not every checkpoint has one; then the model's own default stays
-        fresh.generation_config = GenerationConfig.from_pretrained(where, revision=revision)
+        fresh.generation_config = GenerationConfig.from_pretrained(where, revision=revision or "main")
     return fresh
 
 

@@ -129,7 +129,9 @@ class ClippedLoss(PolicyLoss):
     ) -> None:
         super().__init__(beta=beta, kl=kl)
         if epsilon_low < 0 or epsilon_high < 0:
-            raise UserError(f"loss options 'epsilon_low' and 'epsilon_high' must be 0 or more, got {epsilon_low} and {epsilon_high}")
+            raise UserError(
+                f"loss options 'epsilon_low' and 'epsilon_high' must be 0 or more, got {epsilon_low} and {epsilon_high}"
+            )
         if delta is not None and delta <= 1 + epsilon_high:
             raise UserError(f"loss option 'delta' must exceed 1 + epsilon_high = {1 + epsilon_high:g}, got {delta}")
         self.epsilon_low, self.epsilon_high, self.delta = epsilon_low, epsilon_high, delta

@@ -27,7 +27,7 @@ LOGIT_CHUNK = 2**25
 """How many logits the head holds at once: 128 MiB in float32, enough rows of any vocabulary to keep a GPU busy."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class LoRA:
     """Low-rank adapters, through PEFT (arXiv 2106.09685).
 
@@ -48,7 +48,7 @@ class LoRA:
     rslora: bool = False
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class PolicyOptions:
     """Which model to train, and how to hold it.
 
@@ -115,7 +115,7 @@ class Policy(nn.Module):
         self.turn_end_id = self._find_turn_end()
         self.template_knows_think = self._renders(think=True) != self._renders(think=False)
         _switch_dropout_off(lm)
-        # `generate` merges the checkpoint's sampling defaults (top_k 20, temperature 0.6, ...) into whatever it is given
+        # `generate` merges the checkpoint's sampling defaults (top_k 20, temperature 0.6, ...) into what it is given
         lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
         if options.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -141,7 +141,7 @@ class Policy(nn.Module):
     def encode_completion(self, problem: Problem) -> Tensor:
         """The worked completion of a problem as tokens, (T,) int64, ending with the token that ends a turn.
 
-        No-think examples carry an empty think block: in the prompt where the template writes it, else in the completion.
+        No-think examples carry an empty think block: in the prompt where the template writes it, else here.
         """
         if problem.completion is None:
             raise UserError(f"problem '{problem.id}' of task '{problem.task}' has no completion to learn from")
@@ -168,8 +168,8 @@ class Policy(nn.Module):
             temperature: the sampling temperature: logits are divided by it before the log-softmax, in float32.
 
         Returns:
-            (B, T) float32 log-probabilities (with gradient when enabled) and (B, T) float32 entropies in nats (without),
-            both 0 where `batch.present` is False.
+            (B, T) float32 log-probabilities (with gradient when enabled) and (B, T) float32 entropies in nats
+            (without), both 0 where `batch.present` is False.
         """
         lm = self.causal_lm
         # use_cache=False: with a cache transformers ignores the restarts of position_ids that mark packed sequences
@@ -205,7 +205,7 @@ class Policy(nn.Module):
         return logp_N, entropy_N
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The model's own head on last hidden states (N, D) -> (N, V), the scalings of Gemma, Granite and Cohere too."""
+        """The model's own head on last hidden states (N, D) -> (N, V), scaled as Gemma, Granite and Cohere do."""
         lm = self.causal_lm
         config = lm.config.get_text_config()
         logits: Tensor = lm.get_output_embeddings()(hidden)
@@ -294,7 +294,7 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(str(folder))
 
     def _find_turn_end(self) -> int:
-        """The end-of-sequence id the chat template writes after an assistant turn (Gemma's is not the tokenizer's eos)."""
+        """The end-of-sequence id the chat template writes after an assistant turn (Gemma has one of its own)."""
         turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         tail = self.tokenizer(text[text.rindex("ANSWER") + 6 :], add_special_tokens=False)["input_ids"]
@@ -312,8 +312,8 @@ class Policy(nn.Module):
         return str(text)
 
 
-def _switch_dropout_off(lm: nn.Module) -> None:
-    """The model's own dropout would make trained log-probabilities differ from sampled ones; LoRA's is the user's choice."""
+def _switch_dropout_off(lm: Any) -> None:  # noqa: ANN401
+    """The model's own dropout would make trained log-probabilities differ from sampled ones; LoRA's is a choice."""
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import traceback
-from abc import ABC
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from lit_reason.plugins import RewardRef
 from lit_reason.types import Rollout, UserError
 
 
-class Reward(ABC):
+class Reward:
     """Base class of reward plugins (entry-point group `lit_reason.rewards`).
 
     Implement `score` for a reward that looks at one rollout, or `score_group` for one that compares the rollouts of
@@ -47,7 +46,7 @@ def score_rollouts(
 
     Args:
         rollouts: rollouts of one group must carry the same `group` number, in any order.
-        rewards: what judges them; a rollout's reward is the weighted sum of those that are not None, or None when all are.
+        rewards: what judges them; a rollout's reward is the weighted sum of those not None, or None when all are.
         nonfinite: what NaN or an infinity does: stop with an error, or turn into None and be counted.
 
     Returns:
@@ -91,7 +90,9 @@ def _judge(weighted: WeightedReward, group: list[Rollout]) -> list[float | None]
         where = f"{frame.filename}, line {frame.lineno}"
         raise UserError(f"reward '{name}' raised {type(error).__name__}: {error} ({where})") from error
     if len(values) != len(group):
-        raise UserError(f"reward '{name}' returned {len(values)} values for {len(group)} completions; expected one each")
+        raise UserError(
+            f"reward '{name}' returned {len(values)} values for {len(group)} completions; expected one each"
+        )
     checked: list[float | None] = []
     for value in values:
         try:
@@ -109,7 +110,9 @@ def weighted_rewards(references: Sequence[RewardRef]) -> list[WeightedReward]:
     Raises:
         UserError: there is none, two share a name, or one cannot be built.
     """
-    built = [WeightedReward(name=ref.name, weight=ref.weight, reward=ref.build()) for ref in map(RewardRef.of, references)]
+    built = [
+        WeightedReward(name=ref.name, weight=ref.weight, reward=ref.build()) for ref in map(RewardRef.of, references)
+    ]
     if not built:
         raise UserError("rewards is empty: name at least one, such as 'accuracy'")
     twice = [name for name, count in Counter(w.name for w in built).items() if count > 1]

@@ -15,8 +15,8 @@ class Task(ABC):
     """Base class of task plugins (entry-point group `lit_reason.tasks`).
 
     A subclass takes its options as typed keyword arguments of `__init__` (they become YAML keys, their docstrings the
-    help) and implements `problems`. `score` judges an extracted answer; the problems must carry it as their `scorer`,
-    which `problem(...)` sees to. Problems are indexable, and item i of a split is the same in every process.
+    help) and implements `problems`. `score` judges an extracted answer; each problem carries it as its scorer
+    (`Problem(..., scorer=self.score)`). Problems are indexable, and item i of a split is the same in every process.
     """
 
     name: str = ""
@@ -41,14 +41,14 @@ class Task(ABC):
         gold = problem.answer
         return float(answer is not None and gold is not None and answer.strip() == gold.strip())
 
-    def observe(self, rollouts: Sequence[Rollout]) -> None:
+    def observe(self, rollouts: Sequence[Rollout]) -> None:  # noqa: B027 - most tasks do not adapt
         """Called with the scored rollouts of each training phase; adaptive tasks (curricula) move here."""
 
     def state_dict(self) -> dict[str, Any]:
         """State of an adaptive task, as plain values; saved in checkpoints."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - likewise
         """Restore what `state_dict` returned."""
 
     def validate(self, problems: Iterable[Problem] | None = None, limit: int = 20) -> list[str]:
@@ -62,7 +62,9 @@ class Task(ABC):
         for index in range(min(limit, len(sequence))):
             problem = sequence[index]
             if problem.answer is not None and problem.score(problem.answer) != 1.0:
-                complaints.append(f"{problem.id}: the gold answer {problem.answer!r} scores {problem.score(problem.answer)}, not 1.0")
+                complaints.append(
+                    f"{problem.id}: the gold answer {problem.answer!r} scores {problem.score(problem.answer)}, not 1.0"
+                )
             if problem.score(None) == 1.0:
                 complaints.append(f"{problem.id}: a completion without an answer scores 1.0")
         return complaints

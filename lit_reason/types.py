@@ -59,7 +59,7 @@ class Problem:
         return self.scorer(self, answer)
 
 
-@dataclass(kw_only=True, slots=True, eq=False)  # a rollout is itself: comparing tensors field by field has no truth value
+@dataclass(kw_only=True, slots=True, eq=False)  # identity: tensors compared have no truth value
 class Rollout:
     """One completion of one problem, and everything learnt about it on the way.
 
@@ -72,8 +72,8 @@ class Rollout:
         mask: (T_i,) bool, True on tokens that learn; None means all of them.
         sampler_logprobs: (T_i,) float32 under the policy that sampled, at the sampling temperature, or None when the
             sampler is the trained policy itself and the trainer computes them.
-        old_logprobs: (T_i,) float32 under the policy before the first optimizer step of the phase; None while the policy
-            has not moved, when the training forward itself supplies them.
+        old_logprobs: (T_i,) float32 under the policy before the first optimizer step of the phase; None while it has
+            not moved, when the training forward itself supplies them.
         reference_logprobs: (T_i,) float32 under the reference policy, when the loss asks for it.
         rewards: raw reward by name, None where a reward does not apply to this row.
         reward: weighted sum of `rewards`, None when none applies.

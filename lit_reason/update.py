@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
 import torch
 from lightning.pytorch import LightningModule
@@ -35,7 +36,7 @@ def minibatches(rollouts: Sequence[Rollout], count: int, generator: torch.Genera
         return [list(rollouts)]
     order = torch.randperm(len(rollouts), generator=generator).tolist()
     edges = [round(i * len(order) / count) for i in range(count + 1)]
-    return [[rollouts[i] for i in order[a:b]] for a, b in zip(edges, edges[1:], strict=False)]
+    return [[rollouts[i] for i in order[a:b]] for a, b in pairwise(edges)]
 
 
 def micro_batches(rollouts: Sequence[Rollout], token_budget: int, *, packing: bool) -> list[list[Rollout]]:
@@ -88,7 +89,7 @@ def collate(rollouts: Sequence[Rollout], *, packing: bool = False) -> MicroBatch
         starts.append((row, rows[row] - size))
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
     position_ids = torch.arange(width).repeat(len(rows), 1)
-    longest = max(max(r.length for r in rollouts), 1)
+    longest = max(1, *(r.length for r in rollouts))
     shape = (len(rollouts), longest)
     scored, targets = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     present, mask = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)

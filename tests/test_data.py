@@ -43,7 +43,7 @@ def test_ranks_share_each_phase_without_gap_or_repeat(size: int, world: int) -> 
     for index in range(len(alone)):
         together = [p.id for phases in ranks for p in phases[index]]
         assert sorted(together) == sorted(p.id for p in alone[index])
-    assert sorted(i for batch in ids(list(alone[i] for i in range(len(alone)))) for i in batch) == sorted(
+    assert sorted(i for batch in ids([alone[i] for i in range(len(alone))]) for i in batch) == sorted(
         p.id for p in problems
     )
 

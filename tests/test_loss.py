@@ -150,9 +150,7 @@ def test_shares_of_micro_batches_sum_to_the_window(loss: ClippedLoss) -> None:
 def test_bnpo_averages_token_means_of_micro_batches() -> None:
     shares = []
     for row in range(2):
-        part = inputs(
-            LOGP[row : row + 1], OLD[row : row + 1], ADV[row : row + 1], MASK[row : row + 1], micro_batches=2
-        )
+        part = inputs(LOGP[row : row + 1], OLD[row : row + 1], ADV[row : row + 1], MASK[row : row + 1], micro_batches=2)
         shares.append(float(BNPO()(part).loss))
     assert sum(shares) == pytest.approx((sum(TERMS[:3]) / 3 + TERMS[3]) / 2, rel=1e-6)
 

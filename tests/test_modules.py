@@ -35,7 +35,9 @@ class Losses(Callback):
 def sums(count: int, **kw: Any) -> list[Problem]:
     return [
         Problem(
-            prompt=[{"role": "user", "content": f"State the final answer to the following arithmetic problem: {a} + 7 ="}],
+            prompt=[
+                {"role": "user", "content": f"State the final answer to the following arithmetic problem: {a} + 7 ="}
+            ],
             answer=str(a + 7),
             completion=f"<think> {a} + 7 is {a + 7} </think> <answer> {a + 7} </answer>",
             id=str(a),
@@ -58,7 +60,9 @@ def fit(module: LightningModule, problems: list[Problem], tmp_path: Path, **opti
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, DataLoader(problems, batch_size=4, collate_fn=list), DataLoader(problems[:4], 4, collate_fn=list))
+    trainer.fit(
+        module, DataLoader(problems, batch_size=4, collate_fn=list), DataLoader(problems[:4], 4, collate_fn=list)
+    )
     losses.trainer = trainer
     return losses
 
@@ -84,7 +88,9 @@ def test_grpo_drops_into_a_users_own_trainer(tiny_llama: str, tmp_path: Path) ->
     losses = fit(module, sums(16), tmp_path, max_steps=3, limit_val_batches=1, val_check_interval=1)
     assert losses.trainer.global_step == 3
     assert len(losses["train/loss"]) == 3
-    assert {"train/reward", "train/reward/shorter", "train/length", "val/accuracy", "val/pass@2"} <= set(losses.rows[-1])
+    assert {"train/reward", "train/reward/shorter", "train/length", "val/accuracy", "val/pass@2"} <= set(
+        losses.rows[-1]
+    )
     assert (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").is_file()
 
 
@@ -96,13 +102,17 @@ def test_one_stage_can_be_overridden(tiny_llama: str, tmp_path: Path) -> None:
             rollouts = super().credit(rollouts)
             return [r for r in rollouts if r.advantage > 0]
 
-    losses = fit(Best([shorter], policy=PolicyOptions(model=tiny_llama), sampling=SHORT, group_size=4), sums(8), tmp_path)
+    losses = fit(
+        Best([shorter], policy=PolicyOptions(model=tiny_llama), sampling=SHORT, group_size=4), sums(8), tmp_path
+    )
     assert len(losses["train/loss"]) == 2
 
 
 def test_a_batch_that_is_no_list_of_problems_says_what_to_do(tiny_llama: str, tmp_path: Path) -> None:
     module = GRPO([shorter], policy=PolicyOptions(model=tiny_llama), sampling=SHORT)
-    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+    )
     with pytest.raises(UserError, match="collate_fn=list"):
         trainer.fit(module, DataLoader([{"question": "1 + 1"}], batch_size=1))
 
@@ -218,7 +228,10 @@ def test_truncated_completions_leave_the_loss_and_its_normaliser(tiny_llama: str
 
 def test_equal_rewards_teach_nothing(tiny_llama: str, tmp_path: Path) -> None:
     module = GRPO(
-        [constant], policy=PolicyOptions(model=tiny_llama), sampling=SHORT, optimizer=lambda p: torch.optim.SGD(p, lr=1.0)
+        [constant],
+        policy=PolicyOptions(model=tiny_llama),
+        sampling=SHORT,
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
     )
     module.configure_model()
     before = weights(module)
@@ -312,7 +325,13 @@ def sample(text: str, length: int, reward: float | None, group: int = 0, finish:
     ids = torch.zeros(length, dtype=torch.int64)
     problem = Problem(prompt=[{"role": "user", "content": "Q"}], answer="1")
     return Rollout(
-        problem=problem, prompt_ids=ids[:1], completion_ids=ids, text=text, reward=reward, group=group, finish_reason=finish
+        problem=problem,
+        prompt_ids=ids[:1],
+        completion_ids=ids,
+        text=text,
+        reward=reward,
+        group=group,
+        finish_reason=finish,
     )
 
 

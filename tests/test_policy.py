@@ -92,9 +92,7 @@ def test_entropy_is_that_of_the_distribution(tiny_llama: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_completions_do_not_depend_on_their_neighbours(
-    tiny_folders: dict[str, Path], architecture: str
-) -> None:
+def test_greedy_completions_do_not_depend_on_their_neighbours(tiny_folders: dict[str, Path], architecture: str) -> None:
     policy = Policy(PolicyOptions(model=str(tiny_folders[architecture])))
     prompts = [r.prompt_ids for r in random_rollouts(len(policy.tokenizer), [(9, 1), (2, 1), (5, 1)])]
     together = policy.generate(prompts, do_sample=False, max_new_tokens=6)
@@ -103,7 +101,9 @@ def test_greedy_completions_do_not_depend_on_their_neighbours(
         assert a.tolist() == b.tolist()
 
 
-def test_a_completion_ends_at_the_first_of_several_end_ids_even_when_pad_is_one(tiny_llama: str, tmp_path: Path) -> None:
+def test_a_completion_ends_at_the_first_of_several_end_ids_even_when_pad_is_one(
+    tiny_llama: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "many_ends"
     shutil.copytree(tiny_llama, folder)
     everything = list(range(AutoModelForCausalLM.from_pretrained(folder).config.vocab_size))

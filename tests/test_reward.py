@@ -71,7 +71,7 @@ def test_group_rewards_see_one_group_whatever_the_order() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nonfinite_rewards_are_an_error_or_masked_and_counted(value: float) -> None:
     bad = named("shaky", Fixed(lambda r: value if r.text == "1" else 1.0))
-    with pytest.raises(UserError, match="reward 'shaky' returned .* for problem 'p0'"):
+    with pytest.raises(UserError, match=r"reward 'shaky' returned .* for problem 'p0'"):
         score_rollouts(rollouts([0, 0]), [bad])
     rows = rollouts([0, 0])
     assert score_rollouts(rows, [bad], "mask") == {"shaky": 1}
@@ -96,7 +96,7 @@ def test_rewards_that_misbehave_are_named_in_one_line(reward: Reward, words: str
 
 
 def test_a_raising_reward_says_where() -> None:
-    with pytest.raises(UserError, match=r"test_reward.py, line \d+"):
+    with pytest.raises(UserError, match=r"test_reward\.py, line \d+"):
         score_rollouts(rollouts([0]), [named("odd", Fixed(lambda r: 1 / 0))])
 
 

@@ -18,7 +18,9 @@ def problems(*texts: str) -> list[Problem]:
 
 
 def test_each_problem_gets_its_group_in_order(policy: Policy) -> None:
-    rollouts = roll_out(policy, problems("1 + 1", "a much longer question about 22 + 33"), Sampling(max_new_tokens=4), 3)
+    rollouts = roll_out(
+        policy, problems("1 + 1", "a much longer question about 22 + 33"), Sampling(max_new_tokens=4), 3
+    )
     assert [r.group for r in rollouts] == [0, 0, 0, 1, 1, 1]
     assert [r.problem.id for r in rollouts[::3]] == ["1 + 1", "a much longer question about 22 + 33"]
     assert all(r.length <= 4 for r in rollouts)

@@ -75,9 +75,7 @@ def gradients(folder: str, out: Path, *arguments: str) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cross_entropy"])
-def test_gradient_does_not_depend_on_micro_batches_packing_or_ranks(
-    tiny_llama: str, tmp_path: Path, loss: str
-) -> None:
+def test_gradient_does_not_depend_on_micro_batches_packing_or_ranks(tiny_llama: str, tmp_path: Path, loss: str) -> None:
     """1 x 8, 8 x 1, unequal splits, packed; and two gloo ranks with 5 and 3 completions."""
     result = gradients(tiny_llama, tmp_path / "one.pt", "--loss", loss)
     assert len(result) == 4

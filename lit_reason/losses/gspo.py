@@ -9,9 +9,10 @@ from lit_reason.types import LossInputs
 
 
 class GSPO(ClippedLoss):
-    """Group Sequence Policy Optimization (arXiv 2507.18071): the ratio is exp(mean over the completion of logp - logp_old).
+    """Group Sequence Policy Optimization (arXiv 2507.18071): the ratio is exp(mean of logp - logp_old).
 
-    Its ratios stay much closer to 1 than per-token ones: the paper clips at 3e-4 and 4e-4.
+    The mean is over the completion. Such ratios stay much closer to 1 than per-token ones; the paper clips at 3e-4
+    and 4e-4.
     """
 
     aggregation = "sequence"

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lit_reason.answer import extract_answer
 from lit_reason.loading import resolve
@@ -109,7 +108,9 @@ class Reasoner(LightningModule, ABC):
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         """One phase: the stages in order."""
 
-    def rollout(self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None) -> list[Rollout]:
+    def rollout(
+        self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None
+    ) -> list[Rollout]:
         """`group_size` completions of every problem that fits the context, group by group, without gradient."""
         stream = (self.seed, self.phase, self.global_rank)
         return roll_out(self.policy, problems, sampling or self.sampling, group_size, stream=stream)
@@ -194,15 +195,17 @@ class Reasoner(LightningModule, ABC):
                 "Warm up with SFT first, or choose easier problems"
             )
         if accuracy > 0.95:
-            rank_zero_warn(f"base accuracy is {accuracy:.1%}: over 95 % there is little left to learn. Choose harder problems")
+            rank_zero_warn(
+                f"base accuracy is {accuracy:.1%}: over 95 % little is left to learn. Choose harder problems"
+            )
 
     learns_without_sampling = False
     """True for modules that learn from worked examples; they need no base accuracy."""
 
     def _warn_too_long(self, count: int, asked: int) -> None:
         rank_zero_warn(
-            f"{count} of {asked} prompts left no room for {self.sampling.max_new_tokens} new tokens in the model's context "
-            f"of {self.policy.context} and were left out"
+            f"{count} of {asked} completions were left out: their prompts leave no room for "
+            f"{self.sampling.max_new_tokens} new tokens in the model's context of {self.policy.context}"
         )
 
     # ------------------------------------------------------------------ Lightning

@@ -10,7 +10,7 @@ unless the loss asks for one (`beta`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -73,8 +73,7 @@ class GRPO(Reasoner):
         seed: int = 0,
     ) -> None:
         if group_size < 2:
-            alone = "its advantage would always be 0"
-            raise UserError(f"group_size must be 2 or more: with {group_size} a completion has no group to be compared with, {alone}")
+            raise UserError(f"group_size must be 2 or more, to compare completions with each other; got {group_size}")
         if sampling.temperature == 0:
             raise UserError("sampling.temperature must be above 0: greedy completions of a group are all the same")
         self.rewards = weighted_rewards(rewards)

@@ -132,7 +132,9 @@ class RejectionSampling(Reasoner):
         if accepted or self.trainer.world_size > 1:
             self.update(accepted)
         else:
-            rank_zero_warn(f"round {self.phase}: no sample reached the threshold of {self.threshold}; nothing was learnt")
+            rank_zero_warn(
+                f"round {self.phase}: no sample reached the threshold of {self.threshold}; nothing was learnt"
+            )
 
     def score(self, rollouts: list[Rollout]) -> list[Rollout]:
         """Every reward by name, and their weighted sum."""
