@@ -351,6 +351,7 @@ def _with_adapter(lm: Any, options: PolicyOptions) -> nn.Module:  # noqa: ANN401
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(lm, config)  # type: ignore[no-any-return]
+        adapted: nn.Module = get_peft_model(lm, config)
     except ValueError as error:
         raise UserError(f"policy.lora: {str(error).splitlines()[0]}") from error
+    return adapted
