@@ -1,29 +1,35 @@
 """One reasoning_gym generator: its options checked, its items on demand, its difficulty in levels.
 
-Most generators draw item i from `Random(seed + i)`, so two seeds closer than the size share items. Seeds are therefore
-laid out in two halves of the 32-bit range: training below 2³¹, held-out problems above it, and both move with the
-user's seed. Level 0 is the declared difficulty; each further level is one step up in every attribute of the
-generator's curriculum. Item i of a split is a pure function of (seed, i, level).
+Training and held-out problems never meet, for two reasons. Most generators draw item i from `Random(seed + i)`, so two
+seeds closer than the size share items; seeds are therefore laid out in two halves of the 32-bit range, training below
+2³¹ and held-out problems above it. And since a generator of short sums draws the same sum again whatever the seed, a
+question belongs to the split that its hash says, and is drawn again where it came up in the other one.
+
+Level 0 is the declared difficulty; each further level is one step up in every attribute of the generator's curriculum.
+Item i of a split is a pure function of (seed, i, level).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import io
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from lit_reason.task import Split
 from lit_reason.types import UserError
 
-MAX_SIZE = 10_000_000
+MAX_SIZE = 1_000_000
 """Problems a split may have; also the distance between the seeds of two attempts at one item."""
 
-_ATTEMPTS = 4  # some generators fail on an unlucky draw; another draw takes its place, the same one every time
+_ATTEMPTS = 64  # draws for one item until the question is of its split: a held-out one takes 4 on average
+_HELD_OUT_SHARE = 4  # one question in so many is held out
 _HALF = 2**31  # numpy, which some generators use, takes seeds below 2³²
-_STRIDE = 10_000_019  # a prime above MAX_SIZE: neighbouring seeds of the user share no item
+_STRIDE = _ATTEMPTS * MAX_SIZE + 1  # neighbouring seeds of the user share no draw
 
 # These draw something for every item as soon as they are made: cut into pieces, each with a seed of its own.
 _PIECES = {"acre": 50, "gsm_symbolic": 10_000, "list_functions": 10_000, "word_ladder": 10_000}
@@ -65,29 +71,32 @@ class Generator:
             UserError: the generator fails on this item and on every replacement.
         """
         start = (self.seed * _STRIDE) % (_HALF - _ATTEMPTS * MAX_SIZE) + (_HALF if split == "validation" else 0)
-        size = _PIECES.get(self.name, MAX_SIZE)
         failure: Exception | None = None
         for attempt in range(_ATTEMPTS):
-            key = (start + attempt * MAX_SIZE + index // size * size, level)
             try:
-                with _own_randomness(key[0] + index % size):
-                    entry: dict[str, Any] = self._piece(key, size)[index % size]
+                entry = self._draw(start, index, attempt, level)
             except UserError:
                 raise
-            except Exception as error:  # noqa: BLE001 - a generator raises whatever its draw ran into
+            except Exception as error:  # noqa: BLE001 - a generator raises whatever an unlucky draw ran into
                 failure = error
-                self._pieces.pop(key, None)  # some are of no use after a failure
+                self._pieces.clear()  # some are of no use after a failure
             else:
-                return entry
+                if _split_of(entry["question"]) == split:
+                    return entry
+        reason = (
+            f"it makes too few different questions to keep some for {split}"
+            if failure is None
+            else f"{type(failure).__name__}: {_one_line(failure)}"
+        )
         raise UserError(
-            f"{self._who()} cannot make item {index} at level {level}: {_cause(failure)}. "
+            f"{self._who()} cannot make {split} item {index} at level {level}: {reason}. "
             "Change its config or its curriculum"
         ) from failure
 
     def scorer(self, level: int) -> Any:  # noqa: ANN401 - a ProceduralDataset; the library ships no types
         """What scores answers to items of a level, through its `score_answer(answer, entry)`."""
         if level not in self._scorers:
-            with _own_randomness(0):
+            with _apart(0):
                 self._scorers[level] = self._make(0, 1, level)
         return self._scorers[level]
 
@@ -110,12 +119,19 @@ class Generator:
             return False
         return True
 
-    def _piece(self, key: tuple[int, int], size: int) -> Any:  # noqa: ANN401 - as for `scorer`
-        if key not in self._pieces:
-            if len(self._pieces) >= _KEPT_PIECES:
-                del self._pieces[next(iter(self._pieces))]
-            self._pieces[key] = self._make(key[0], size, key[1])
-        return self._pieces[key]
+    def _draw(self, start: int, index: int, attempt: int, level: int) -> dict[str, Any]:
+        """One attempt at an item, from the seed start + attempt * MAX_SIZE + index."""
+        offset = attempt * MAX_SIZE + index
+        size = _PIECES.get(self.name, _ATTEMPTS * MAX_SIZE)
+        first = start + offset // size * size
+        key = (first, level)
+        with _apart(start + offset):
+            if key not in self._pieces:
+                if len(self._pieces) >= _KEPT_PIECES:
+                    del self._pieces[next(iter(self._pieces))]
+                self._pieces[key] = self._make(first, size, level)
+            entry: dict[str, Any] = self._pieces[key][offset % size]
+        return entry
 
     def _make(self, seed: int, size: int, level: int) -> Any:  # noqa: ANN401 - as for `scorer`
         """The library's dataset object at a level."""
@@ -130,7 +146,9 @@ class Generator:
             return dataset_class(config=config)
         except Exception as error:
             at = "" if self.levels is None else f" at curriculum level {level} ({self._levels_at(level)})"
-            raise UserError(f"{self._who()} refuses its config {self.config}{at}: {_cause(error)}") from error
+            raise UserError(
+                f"{self._who()} refuses its config {self.config}{at}: {type(error).__name__}: {_one_line(error)}"
+            ) from error
 
     def _check_names(self) -> None:
         """The generator exists, and its config names only options it has."""
@@ -203,15 +221,16 @@ class Generator:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """Seed the global generators for the time of the block: some items draw from them, and training must not notice."""
+def _apart(seed: int) -> Iterator[None]:
+    """Keep the library to itself: some of it draws from the global random generators, some of it prints."""
     import numpy as np
 
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state to keep is global
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - likewise
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002 - likewise
@@ -222,6 +241,11 @@ def _near(name: str, known: Any) -> str:  # noqa: ANN401 - any collection of nam
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _cause(error: Exception | None) -> str:
-    """An exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _split_of(question: str) -> Split:
+    """Where a question belongs, whoever draws it."""
+    digest = hashlib.blake2b(question.encode(), digest_size=1).digest()
+    return "validation" if digest[0] % _HELD_OUT_SHARE == 0 else "train"

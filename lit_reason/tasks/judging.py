@@ -77,6 +77,16 @@ def _is_fraction(answer: str) -> bool:
     return len(answer) <= _LONGEST_FORMULA and re.fullmatch(r"[\d\s./+-]+(?:[eE][+-]?\d{1,3})?", answer) is not None
 
 
+def _has_no_nan(answer: str) -> bool:
+    """Nothing that a comparison of distances could take for near."""
+    return "nan" not in answer.casefold()
+
+
+def _is_nothing(answer: str) -> bool:  # noqa: ARG001 - every check takes the answer
+    """For a scorer that takes any text for right: only the gold text is."""
+    return False
+
+
 _CHECKS: dict[str, Callable[[str], bool]] = {
     "binary_matrix": _is_literal,
     "n_queens": _is_literal,
@@ -89,6 +99,9 @@ _CHECKS: dict[str, Callable[[str], bool]] = {
     "simple_integration": _is_formula,
     "coin_flip": _is_fraction,
     "rubiks_cube": _has_small_numbers,
+    "complex_arithmetic": _has_no_nan,
+    "number_sorting": _has_no_nan,
+    "game_of_life_halting": _is_nothing,
 }
 
 
@@ -116,7 +129,7 @@ class Referee:
     def score(self, generator: str, answer: str, entry: dict[str, Any]) -> float:
         """The score of an answer by the generator's own scorer; 0.0 when the deadline passes or the child dies."""
         child = self._running()
-        assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018 - both are pipes
+        assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - both are pipes
         try:
             child.stdin.write(pickle.dumps((generator, answer, entry)))
             child.stdin.flush()
@@ -144,7 +157,7 @@ class Referee:
                 start_new_session=True,  # Ctrl-C is for the run to handle, not for its children
             )
             weakref.finalize(self, _end, self._child, self._owner)
-            assert self._child.stdout is not None  # noqa: S101 - a pipe
+            assert self._child.stdout is not None
             if _line(self._child.stdout, 120) != b"ready\n":  # imports are no part of an answer's time
                 raise UserError(f"task 'reasoning_gym': the process that judges formulas cannot start {sys.executable}")
         return self._child

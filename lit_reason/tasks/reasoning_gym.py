@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -112,8 +113,10 @@ class ReasoningGym(Task):
             return float(answer in gold_texts(entry))
         if name in TIMED:
             return self._referee.score(name, answer, entry)
+        scorer = self.generators[name].scorer(problem.metadata["level"])
         try:
-            score = float(self.generators[name].scorer(problem.metadata["level"]).score_answer(answer, entry))
+            with warnings.catch_warnings(action="ignore"):  # about the model's text, so of no use to a person
+                score = float(scorer.score_answer(answer, entry))
         except Exception:  # noqa: BLE001 - the answer is a model's, and the scorers expect well-formed ones
             return 0.0
         return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
