@@ -244,8 +244,9 @@ class Policy(nn.Module):
             output = self.model.generate(  # type: ignore[operator]  # PreTrainedModel or PeftModel, both have it
                 input_ids=ids.to(lm.device),
                 attention_mask=attention.to(lm.device),
-                generation_config=GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id, **sampling),
-                disable_compile=True,
+                generation_config=GenerationConfig(
+                    eos_token_id=self.eos_ids, pad_token_id=self.pad_id, disable_compile=True, **sampling
+                ),
             )
         finally:
             self.train(was_training)
