@@ -172,7 +172,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         step = steps_done(trainer)
         if step != self._saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self._saved_at, self._saved_step = time.monotonic(), step
 
 
@@ -245,10 +245,10 @@ def closing_lines(folder: Path, *, how: str, minutes: float) -> list[str]:
     ]
     if validated:
         (first, base), (last, final) = validated[0], validated[-1]
-        best_step, best = max(validated, key=lambda entry: entry[1]["accuracy"])
         if last == first:
             lines.append(f"accuracy  {percent(final, 'accuracy')} at step {last}")
         else:
+            best_step, best = max(validated[1:], key=lambda entry: entry[1]["accuracy"])
             points = 100 * (final["accuracy"] - base["accuracy"])
             start = "base" if first == 0 else f"step {first}"
             gained = (

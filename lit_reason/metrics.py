@@ -122,7 +122,7 @@ class ReasoningMetrics(Metric):
         if len(greedy):
             names = ("accuracy", "score", "format", "truncated", "length")
             result.update(zip(names, greedy.mean(axis=0).tolist(), strict=True))
-            low, high = wilson_interval(greedy[:, 0].sum(), len(greedy))
+            low, high = wilson_interval(float(greedy[:, 0].sum()), len(greedy))
             result |= {"accuracy_low": low, "accuracy_high": high}
         if len(sampled):
             result.update(self._sampled_metrics(sampled))

@@ -1,0 +1,99 @@
+"""`lit-reason`: routes a subcommand to its part, and imports nothing heavy for the light ones."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lit_reason import __version__
+from lit_reason.types import UserError
+
+HELP = """\
+lit-reason {version}: teach small language models to reason
+
+  fit        train a policy             lit-reason fit --config configs/grpo.yaml
+  validate   measure a policy           lit-reason validate --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
+  test       the same, under that name  lit-reason test --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
+  predict    write completions          lit-reason predict --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
+  plugins    list, show, check plugins  lit-reason plugins list
+
+Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_config shows them all with their values.
+`lit-reason fit --help` explains them, `lit-reason fit --model.help GRPO` those of a model.
+--version prints the version, --debug (or LIT_REASON_DEBUG=1) the traceback of an error.
+"""  # noqa: E501 - a command is copied whole
+TRAINING = ("fit", "validate", "test", "predict")
+COMMANDS = (*TRAINING, "plugins")
+INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 1 an error while running, 2 an error on the command line or in a config, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # text from models must not stop a run on a narrow encoding
+    if "--debug" in arguments:
+        arguments.remove("--debug")
+        os.environ["LIT_REASON_DEBUG"] = "1"  # and so do processes started by this one
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(version=__version__), end="")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"lit-reason {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}"
+        print(f"error: no subcommand '{command}': {hint}", file=sys.stderr)
+        return 2
+    return guarded(lambda: _train(arguments) if command in TRAINING else _plugins(arguments[1:]))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run something; a `UserError` becomes one line on stderr and exit code 1, Ctrl-C one line and 130."""
+    try:
+        return run()
+    except UserError as error:
+        if debugging():
+            raise
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def debugging() -> bool:
+    """Whether errors should show their traceback."""
+    return os.environ.get("LIT_REASON_DEBUG", "") not in ("", "0")
+
+
+def one_line(text: str) -> str:
+    """Text with its line breaks and runs of spaces folded."""
+    return " ".join(text.split())
+
+
+def _train(arguments: list[str]) -> int:
+    from lit_reason.cli import run  # torch and Lightning take seconds
+
+    return run(arguments)
+
+
+def _plugins(arguments: list[str]) -> int:
+    from lit_reason.plugin_commands import main as plugins
+
+    return plugins(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

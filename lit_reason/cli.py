@@ -1,0 +1,275 @@
+"""`lit-reason fit|validate|test|predict`: LightningCLI with a run directory and errors of one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import transformers
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lit_reason.__main__ import debugging, one_line
+from lit_reason.callbacks import Curve, FinalValidation, LastCheckpoint, Predictions, Report, Samples, Summary
+from lit_reason.cli_errors import OneLineParser, cause_of, check_configs, config_files
+from lit_reason.data import ReasoningData
+from lit_reason.modules.base import Reasoner
+from lit_reason.modules.grpo import GRPO
+from lit_reason.modules.rejection import RejectionSampling
+from lit_reason.modules.sft import SFT
+from lit_reason.progress import RunProgress
+from lit_reason.run_directory import CHECKPOINTS, config_name, resolve_checkpoint, resolve_run_directory
+from lit_reason.run_log import RunLogger
+from lit_reason.types import UserError
+
+MODELS = (SFT, GRPO, RejectionSampling)
+"""Importing them is what makes `class_path: SFT` known by its short name."""
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "log_every_n_steps": 1,  # a step is a whole rollout phase, seconds at the least
+    "num_sanity_val_steps": -1,  # the sanity check is the base policy's validation, in full
+    "check_val_every_n_epoch": None,  # validation is counted in steps, not in epochs
+    "val_check_interval": 50,
+    "enable_model_summary": False,
+}
+
+# jsonargparse's denylist of dangerous standard modules stays as it is, and no allowlist is set: configs are there to
+# name one's own modules, callbacks, loggers and plugins, so a config has the rights of the code it names.
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run directory, ready to be given to `--config` again.
+
+    It goes to `config.yaml` for fit and to `validate.yaml` and so on for the others, which may share a fit's directory.
+    A resumed run replaces the file: `overwrite` is on, and `run_directory` keeps fresh runs apart.
+    """
+
+
+class LitReasonCLI(LightningCLI):
+    """The command line: a `Reasoner`, `ReasoningData` and a Trainer, each from YAML or options.
+
+    Args:
+        args: arguments after the program's name.
+
+    Raises:
+        UserError: something a person can mend; `lit_reason.__main__` prints it as one line.
+        SystemExit: with code 2 after one line on stderr, when the arguments or a config cannot be parsed.
+    """
+
+    run_dir: Path
+    subcommand: str
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = list(args)
+        check_configs(config_files(args))
+        super().__init__(
+            model_class=Reasoner,
+            datamodule_class=ReasoningData,
+            subclass_mode_model=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            # what a checkpoint keeps of the configuration is saved below, without private hooks into the constructors
+            load_from_checkpoint_support=False,
+            args=self.arguments,
+        )
+
+    # ------------------------------------------------------------------ arguments
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
+        parser = super().init_parser(**kwargs)
+        cast("OneLineParser", parser).arguments = self.arguments
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands; `verbose` and `return_predictions` go, our own callbacks show and keep results."""
+        data = {"model", "dataloaders", "datamodule"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {*data, "verbose"},
+            "test": {*data, "verbose"},
+            "predict": {*data, "return_predictions"},
+        }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=self.seed_everything_default,
+            help="Seed of everything random; the same configuration and seed repeat a run.",
+        )
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Directory of the run. By default `runs/<model>`, or that of `--ckpt_path`; a number is added to one "
+            "that holds another run.",
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
+        parser: LightningArgumentParser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        # checkpoints hold plain data: never run code that a downloaded one may carry
+        parser.set_defaults({"weights_only": True})
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let a checkpoint's hyperparameters override the command line."""
+
+    # ------------------------------------------------------------------ the run directory and what is in it
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        for section in ("trainer", "data"):
+            if not isinstance(config[section], Namespace):
+                raise UserError(f"{section}: expected a mapping of options, got {config[section]!r}")
+        name = config.model.class_path.rpartition(".")[2].lower()
+        self.run_dir = resolve_run_directory(config.run_dir, config.ckpt_path, model=name, subcommand=self.subcommand)
+        config.ckpt_path = resolve_checkpoint(config.ckpt_path, self.run_dir)
+        unlimited = config.trainer.max_steps == -1 and config.trainer.max_time is None
+        if config.trainer.max_epochs is None and unlimited:
+            config.trainer.max_epochs = 1  # Lightning's own answer to no limit at all is 1000
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            ours = cause_of(error)
+            if ours is None or debugging():
+                raise
+            raise ours from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        given = config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        config["callbacks"] = [*given, *self._own_callbacks(given, config)]
+        if config["default_root_dir"] is None:
+            config["default_root_dir"] = str(self.run_dir)
+        if self.subcommand == "fit":
+            loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+            config["logger"] = [RunLogger(self.run_dir), *(x for x in loggers if not isinstance(x, bool | None))]
+        elif isinstance(config["logger"], bool | None):
+            config["logger"] = False  # one row of metrics needs no log
+        self.save_config_kwargs["config_filename"] = config_name(self.subcommand)
+        try:
+            return self._instantiate_trainer(config, [])
+        except (TypeError, ValueError) as error:  # the Trainer's own checks of its options
+            raise UserError(f"trainer: {error}") from error
+
+    def _own_callbacks(self, given: list[Callback], config: dict[str, Any]) -> list[Callback]:
+        """The run's callbacks; one the user configured takes the place of ours of the same kind."""
+        own: list[Callback] = []
+        if config["enable_progress_bar"] is not False and not _any(given, ProgressBar):
+            own.append(RunProgress())
+        if self.subcommand == "predict":
+            return [*own, Predictions(self.run_dir)]
+        if self.subcommand != "fit":
+            return [*own, Report(self.run_dir)]
+        if not _any(given, Samples):
+            own.append(Samples(self.run_dir))
+        own += [FinalValidation(), Curve(self.run_dir), Summary(self.run_dir)]
+        if config["enable_checkpointing"] is not False:
+            folder = self.run_dir / CHECKPOINTS
+            if not _any(given, Checkpoint):
+                own.append(
+                    ModelCheckpoint(
+                        dirpath=folder,
+                        filename="best",
+                        monitor="val/accuracy",
+                        mode="max",
+                        enable_version_counter=False,
+                    )
+                )
+            own.append(LastCheckpoint(folder))  # last, so that it holds the others' state
+        return own
+
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+        _keep_hyperparameters(self.model, self.config_dump["model"])
+        _keep_hyperparameters(self.datamodule, self.config_dump["data"])
+
+    # ------------------------------------------------------------------ subcommands
+    def validate(self, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
+        """Measure the policy; `Report` shows the result."""
+        self.trainer.validate(**kwargs, verbose=False)
+
+    def test(self, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
+        """As `validate`, under the name the literature gives a last measurement."""
+        self.trainer.test(**kwargs, verbose=False)
+
+    def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
+        """Write completions; `Predictions` keeps them, so that none pile up in memory."""
+        self.trainer.predict(**kwargs, return_predictions=False)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a subcommand.
+
+    Args:
+        arguments: the subcommand and its options.
+
+    Returns:
+        The exit code: 0, or 130 when Ctrl-C ended it.
+    """
+    quieten()
+    try:
+        LitReasonCLI(arguments)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into exit code 1, after letting callbacks finish
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        return int(stop.code or 0)
+    return 0
+
+
+def quieten() -> None:
+    """Silence advice that does not concern a run, for this process."""
+    for text in (
+        r"The '.*' does not have many workers",  # problems are text, loading them takes no time
+        r"Checkpoint directory .* exists and is not empty",  # it is the run that is resumed
+        r".*ModelCheckpoint.*could not find the monitored key",  # before the first validation
+        r"You have overridden `transfer_batch_to_device`",  # on purpose: problems stay where they are
+        r"LightningCLI's args parameter",  # given on purpose: __main__ took its own options out of them
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    ):
+        warnings.filterwarnings("ignore", message=text)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
+    transformers.utils.logging.disable_progress_bar()  # each lives for a fraction of a second
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns whenever something forks
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_concerns_the_user)
+
+
+def _concerns_the_user(record: logging.LogRecord) -> bool:
+    chatter = ("Tip:", "Seed set to", "GPU available", "TPU available", "HPU available", "Detected KeyboardInterrupt")
+    return not any(text in record.getMessage() for text in chatter)
+
+
+def _any(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _keep_hyperparameters(target: LightningModule | LightningDataModule, config: dict[str, Any]) -> None:
+    """Put plain configuration into checkpoints, in the form `load_from_checkpoint` rebuilds objects from.
+
+    Objects would make a checkpoint that only unpickling arbitrary code can read.
+    """
+    plain = {"_class_path": config["class_path"], **config["init_args"]} if "class_path" in config else config
+    target.save_hyperparameters({"_instantiator": "lightning.pytorch.cli.instantiate_module", **plain}, logger=False)

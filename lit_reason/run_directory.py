@@ -1,0 +1,68 @@
+"""Where a run keeps its files, and how runs of one name are kept apart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lit_reason.types import UserError
+
+CHECKPOINTS = "checkpoints"
+_CHOSEN = "LIT_REASON_RUN_DIR"
+
+
+def config_name(subcommand: str) -> str:
+    """File of the resolved configuration: a fit's is `config.yaml`, the others' do not overwrite it."""
+    return "config.yaml" if subcommand == "fit" else f"{subcommand}.yaml"
+
+
+def resolve_run_directory(run_dir: str | None, ckpt_path: str | None, *, model: str, subcommand: str) -> Path:
+    """The directory a run writes into.
+
+    A run that starts from a checkpoint inside a run directory continues there: inside `run_dir` when one is given, else
+    wherever the checkpoint's own run lies. Any other run gets a directory of its own, numbered when the name is taken.
+
+    Args:
+        run_dir: what the user asked for, or None for `runs/<model>`, with `-<subcommand>` when that is not fit.
+        ckpt_path: the checkpoint to start from, or None.
+        model: name of the model's class in lower case.
+        subcommand: fit, validate, test or predict.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0" and _CHOSEN in os.environ:
+        return Path(os.environ[_CHOSEN])  # the process that started this one has chosen for both
+    folder = _choose(run_dir, ckpt_path, model=model, subcommand=subcommand)
+    os.environ[_CHOSEN] = str(folder)
+    return folder
+
+
+def _choose(run_dir: str | None, ckpt_path: str | None, *, model: str, subcommand: str) -> Path:
+    suffix = "" if subcommand == "fit" else f"-{subcommand}"
+    folder = Path(run_dir) if run_dir else Path("runs") / f"{model}{suffix}"
+    if ckpt_path == "last":
+        return folder
+    if ckpt_path:
+        checkpoint = Path(ckpt_path).resolve()
+        if checkpoint.is_relative_to(folder.resolve()):
+            return folder
+        home = Path(ckpt_path).parent.parent
+        if run_dir is None and checkpoint.parent.name == CHECKPOINTS and (home / config_name("fit")).is_file():
+            return home
+    number, fresh = 1, folder
+    while (fresh / config_name(subcommand)).exists():
+        number += 1
+        fresh = folder.with_name(f"{folder.name}-{number}")
+    return fresh
+
+
+def resolve_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
+    """`ckpt_path`, checked; `last` and `best` are those of the run directory.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not ckpt_path or "://" in ckpt_path:
+        return ckpt_path
+    path = folder / CHECKPOINTS / f"{ckpt_path}.ckpt" if ckpt_path in ("last", "best") else Path(ckpt_path)
+    if not path.exists():
+        raise UserError(f"ckpt_path: no checkpoint at '{path}'. Give the path of a .ckpt file, or leave the option out")
+    return str(path)
