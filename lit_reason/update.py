@@ -207,9 +207,11 @@ class Updater:
                 setattr(rollout, field, row[: rollout.length].clone())
 
     def step(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        """One optimizer step on one window; the window may be empty on some ranks, as long as it is not on all."""
+        """One optimizer step on one window; none when the window is empty on every rank, for there is no gradient."""
         groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=self.packing)
         window, rounds = self._measure(rollouts, len(groups))
+        if rounds == 0:
+            return {}
         batches = [collate(group, packing=self.packing) for group in groups]
         # ranks must run backward equally often, so a rank with fewer micro-batches adds some in which nothing learns
         batches += [self._nothing()] * (rounds - len(groups))
@@ -254,16 +256,16 @@ class Updater:
     def _measure(self, rollouts: Sequence[Rollout], groups: int) -> tuple[Window, int]:
         """The window's totals over all ranks, and how many micro-batches every rank runs."""
         tokens = sum(int(learns(r).sum()) for r in rollouts)
-        local = torch.tensor([len(rollouts), tokens, groups], dtype=torch.float64, device=self.module.device)
+        local = torch.tensor([len(rollouts), tokens, groups], device=self.module.device)
         total = self._reduce(local, "sum").tolist()
-        rounds = int(self._reduce(torch.tensor(float(groups), device=self.module.device), "max"))
+        rounds = int(self._reduce(torch.tensor(groups, device=self.module.device), "max"))
         window = Window(
             sequences=total[0],
             tokens=total[1],
             micro_batches=total[2],
             max_completion_tokens=self.max_completion_tokens,
         )
-        return window, max(rounds, 1)
+        return window, rounds
 
     def _nothing(self) -> MicroBatch:
         """A micro-batch that learns nothing and still connects every parameter to the graph."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from lit_reason.answer import extract_answer
 from lit_reason.loading import resolve
@@ -91,6 +92,7 @@ class Reasoner(LightningModule, ABC):
         self.last_rollouts: list[Rollout] = []
         self.last_validation: list[Rollout] = []
         self.base_metrics: dict[str, float] | None = None
+        self._fitted = self._warned = False
         self.updater = Updater(
             self,
             loss,
@@ -127,36 +129,55 @@ class Reasoner(LightningModule, ABC):
         if observe is not None:
             observe(self.last_rollouts)
 
-    def log_rollouts(self, rollouts: Sequence[Rollout], asked: int, seconds: float) -> None:
-        """Log what a phase's rollouts look like: means over this and all other ranks' rollouts.
+    def log_rollouts(self, rollouts: Sequence[Rollout], asked: int, seconds: float, rewards: Sequence[str]) -> None:
+        """Log what a phase's rollouts look like, on all ranks together.
 
         Args:
             rollouts: scored rollouts.
             asked: how many there should have been; the difference had prompts too long for the context.
             seconds: spent generating.
+            rewards: names of the rewards.
+
+        Raises:
+            UserError: no prompt has ever fitted the context.
         """
-        rows: dict[str, list[float]] = {
+        means: dict[str, Sequence[float]] = {
             "reward": [r.reward for r in rollouts if r.reward is not None],
             "accuracy": [float(correct(r)) for r in rollouts],
             "length": [float(r.length) for r in rollouts],
             "truncated": [float(r.finish_reason == "length") for r in rollouts],
         }
-        for name in rollouts[0].rewards if rollouts else ():
-            rows[f"reward/{name}"] = [v for r in rollouts if (v := r.rewards[name]) is not None]
-        means = {f"train/{name}": math.fsum(v) / len(v) for name, v in rows.items() if v}
-        self.log_dict(means, batch_size=max(len(rollouts), 1), sync_dist=self.trainer.world_size > 1)
-        self.log("train/tokens_per_second", sum(r.length for r in rollouts) / max(seconds, 1e-9), batch_size=1)
-        if asked > len(rollouts):
-            self.log("train/too_long", float(asked - len(rollouts)), batch_size=1)
-            self._warn_too_long(asked - len(rollouts), asked)
+        for name in rewards:
+            means[f"reward/{name}"] = [v for r in rollouts if (v := r.rewards[name]) is not None]
+        speed = sum(r.length for r in rollouts) / max(seconds, 1e-9)
+        self.log_phase(means, {"tokens_per_second": speed, "too_long": float(asked - len(rollouts))})
+        self._check_room(len(rollouts), asked)
+
+    def log_phase(self, means: Mapping[str, Sequence[float]], sums: Mapping[str, float]) -> None:
+        """Log means over the rows, and sums, of all ranks; every rank must name the same figures.
+
+        Args:
+            means: name -> this rank's rows, none at all where a figure applies to no row.
+            sums: name -> this rank's part.
+        """
+        local = [(math.fsum(rows), float(len(rows))) for rows in means.values()] + [
+            (part, 1.0) for part in sums.values()
+        ]
+        table = torch.tensor(local, device=self.device)
+        reduced = self.trainer.strategy.reduce(table, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        for name, (total, rows) in zip([*means, *sums], reduced.tolist(), strict=True):
+            if name in sums:
+                self.log(f"train/{name}", total, batch_size=1)
+            elif rows:
+                self.log(f"train/{name}", total / rows, batch_size=1)
 
     # ------------------------------------------------------------------ validation
     def validation_step(self, problems: list[Problem], batch_idx: int) -> None:
         """Answer held-out problems greedily, and `validation_samples` times by sampling."""
         check_problems(problems)
         greedy = self.rollout(problems, sampling=self.sampling.greedy())
-        if len(greedy) < len(problems):
-            self._warn_too_long(len(problems) - len(greedy), len(problems))
+        self._check_room(len(greedy), len(problems))
         sampled: list[list[Rollout]] = []
         if self.validation_samples:
             stream = (self.seed, VALIDATION_STREAM, self.global_rank, batch_idx)
@@ -202,11 +223,20 @@ class Reasoner(LightningModule, ABC):
     learns_without_sampling = False
     """True for modules that learn from worked examples; they need no base accuracy."""
 
-    def _warn_too_long(self, count: int, asked: int) -> None:
-        rank_zero_warn(
-            f"{count} of {asked} completions were left out: their prompts leave no room for "
-            f"{self.sampling.max_new_tokens} new tokens in the model's context of {self.policy.context}"
-        )
+    def _check_room(self, made: int, asked: int) -> None:
+        """Say once that prompts were left out for want of context, and stop when none has ever fitted."""
+        room = f"{self.sampling.max_new_tokens} new tokens in the model's context of {self.policy.context}"
+        if asked and not made and not self._fitted:
+            raise UserError(
+                f"no prompt leaves room for {room}: lower sampling.max_new_tokens, or choose shorter problems "
+                "or another model"
+            )
+        if made < asked and not self._warned:
+            rank_zero_warn(
+                f"{asked - made} of {asked} completions were left out: their prompts leave no room for {room}"
+            )
+            self._warned = True
+        self._fitted = self._fitted or made > 0
 
     # ------------------------------------------------------------------ Lightning
     def configure_model(self) -> None:

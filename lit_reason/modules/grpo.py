@@ -102,14 +102,15 @@ class GRPO(Reasoner):
         rollouts = self.rollout(problems, self.group_size)
         seconds = watch.seconds
         self.last_rollouts = rollouts = self.score(rollouts)
-        self.log_rollouts(rollouts, asked=len(problems) * self.group_size, seconds=seconds)
+        self.log_rollouts(rollouts, len(problems) * self.group_size, seconds, [w.name for w in self.rewards])
         rollouts = self.credit(rollouts)
         self.update(rollouts)
 
     def score(self, rollouts: list[Rollout]) -> list[Rollout]:
         """Every reward by name, and their weighted sum."""
         masked = score_rollouts(rollouts, self.rewards, self.nonfinite)
-        self.log_dict({f"train/nonfinite/{name}": float(count) for name, count in masked.items()}, batch_size=1)
+        if self.nonfinite == "mask":
+            self.log_phase({}, {f"nonfinite/{w.name}": float(masked[w.name]) for w in self.rewards})
         return rollouts
 
     def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
@@ -119,6 +120,5 @@ class GRPO(Reasoner):
             rollout.advantage = value
             if self.mask_truncated and rollout.finish_reason == "length":
                 rollout.mask = torch.zeros(rollout.length, dtype=torch.bool)
-        informative = float((values != 0).float().mean()) if rollouts else 0.0
-        self.log("train/informative", informative, batch_size=1)
+        self.log_phase({"informative": (values != 0).float().tolist()}, {})
         return rollouts

@@ -120,12 +120,14 @@ class RejectionSampling(Reasoner):
         rollouts = self.rollout(problems, self.group_size)
         seconds = watch.seconds
         self.last_rollouts = rollouts = self.score(rollouts)
-        self.log_rollouts(rollouts, asked=len(problems) * self.group_size, seconds=seconds)
+        self.log_rollouts(rollouts, len(problems) * self.group_size, seconds, [w.name for w in self.rewards])
         accepted = self.select(rollouts)
+        explained: list[Rollout] = []
         if self.rationalize:
             solved = {r.group for r in accepted}
-            accepted += self.explain([p for g, p in enumerate(problems) if g not in solved])
-        self.log("train/accepted", float(len(accepted)), batch_size=1)
+            explained = self.explain([p for g, p in enumerate(problems) if g not in solved])
+        self.log_phase({}, {"accepted": float(len(accepted)), "rationalized": float(len(explained))})
+        accepted += explained
         self._write(accepted)
         if self.restart and self.phase > 0:
             self._back_to_base()
@@ -169,7 +171,6 @@ class RejectionSampling(Reasoner):
         for rollout in accepted:
             rollout.problem = plain[id(rollout.problem)]
             rollout.prompt_ids = self.policy.render(rollout.problem.prompt, rollout.problem.think)
-        self.log("train/rationalized", float(len(accepted)), batch_size=1)
         return accepted
 
     def _with_hint(self, problem: Problem) -> Problem:

@@ -79,13 +79,8 @@ class SFT(Reasoner):
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         check_problems(problems)
         rollouts = self.written(problems)
-        self.log_dict(
-            {
-                "train/length": sum(r.length for r in rollouts) / max(len(rollouts), 1),
-                "train/too_long": float(len(problems) - len(rollouts)),
-            },
-            batch_size=1,
-        )
+        lengths = [float(r.length) for r in rollouts]
+        self.log_phase({"length": lengths}, {"too_long": float(len(problems) - len(rollouts))})
         self.update(rollouts)
 
     def written(self, problems: Sequence[Problem]) -> list[Rollout]:
