@@ -1,6 +1,6 @@
 """Worked solutions of reasoning-gym problems, written by rule: what nano learns from.
 
-Each function reads a question's own text and writes what belongs between `<think>` and `</think>`: every step needs only
+Each function reads a question's own text and writes what belongs between `<think>` and `</think>`. A step needs only
 digits or words that stand nearby, so that a model of a million parameters can follow it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_SUM = re.compile(r"(\d+) ([+-]) (\d+) =$")
+_SUM = re.compile(r": (\d+) ([+-]) (\d+) =$")
 _STATEMENT = re.compile(r"^(?:\d\. )?(All|No|Some) (\w+) are (not )?(\w+)\??$", re.MULTILINE)
 
 Statement = tuple[str, str, str]
@@ -61,8 +61,8 @@ def spell_backward(question: str) -> str:
 def syllogism(question: str) -> str:
     """Restate the argument in the letters a, b, c, then name the rule that breaks it, or say that it holds.
 
-    Two premises about a-b and b-c with a conclusion about a-c are judged by the classical rules (negative and particular
-    premises, distribution of terms); a conclusion that turns one premise around is judged by the rules of conversion.
+    Two premises about a-b and b-c with a conclusion about a-c are judged by the classical rules (negative premises,
+    particular premises, distribution of terms); a conclusion that turns one premise around, by the rules of conversion.
 
     Raises:
         ValueError: the question holds no three statements.
