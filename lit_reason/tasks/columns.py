@@ -165,9 +165,10 @@ def recognise(names: Sequence[str], where: str, chosen: Mapping[str, str] | None
     if "messages" in found:
         found = {part: column for part, column in found.items() if part not in ("prompt", "completion", "solution")}
     elif "prompt" not in found:
+        known = ", ".join((*_RECOGNISED["messages"], *_RECOGNISED["prompt"]))
         raise UserError(
             f"task 'dataset': no prompt among the columns of {where} ({', '.join(names) or 'none'}); recognised are "
-            f"{', '.join((*_RECOGNISED['messages'], *_RECOGNISED['prompt']))}. Say which, as in columns: {{prompt: NAME}}"
+            f"{known}. Say which it is, as in columns: {{prompt: NAME}}"
         )
     return Columns(**found)
 
@@ -182,8 +183,8 @@ def _conversation(value: Any) -> list[Message]:  # noqa: ANN401 - whatever the r
     for turn in value:
         if not isinstance(turn, Mapping):
             raise RowError("a turn of the conversation is not a mapping")
-        speaker, content = turn.get("role") or turn.get("from"), turn.get("content", turn.get("value"))
-        if speaker not in _ROLES:
+        speaker, content = turn.get("role") or turn.get("from"), turn.get("content")
+        if not isinstance(speaker, str) or speaker not in _ROLES:
             raise RowError(f"a turn's role is {speaker!r}")
         if content is None:
             content = turn.get("value")

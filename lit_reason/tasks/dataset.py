@@ -129,26 +129,25 @@ class Dataset(Task):
     def _load(self) -> dict[Split, _Problems]:
         self.rejected, self._first = Counter(), {}
         part = self._part(self.split)
-        train, held_out = part.usable, []
-        source = part
-        if self.validation_split is not None:
+        if self.validation_split is None:
+            source = part
+            bound = int(self.validation_fraction * 2**64)
+            train = [index for index, key in part.usable if key >= bound]
+            held_out = [index for index, key in part.usable if key < bound]
+        else:
             source = self._part(self.validation_split)
-            held_out = source.usable
-            known = {key for _, key in held_out}
-            train = [(index, key) for index, key in part.usable if key not in known]
+            held_out = [index for index, _ in source.usable]
+            known = {key for _, key in source.usable}
+            train = [index for index, key in part.usable if key not in known]
             if twice := [index for index, key in part.usable if key in known]:
                 reason = "the question is also in the validation split"
                 self.rejected[reason], self._first[reason] = len(twice), part.rows.where(twice[0])
-        else:
-            bound = int(self.validation_fraction * 2**64)
-            held_out = [(index, key) for index, key in part.usable if key < bound]
-            train = [(index, key) for index, key in part.usable if key >= bound]
         if self.rejected:
             reasons = [f"{n}: {reason} (first: {self._first[reason]})" for reason, n in self.rejected.most_common()]
             log.warning("task 'dataset': left out rows of '%s': %s", self.path, "; ".join(reasons))
         return {
-            "train": _Problems(self, part, [index for index, _ in train]),
-            "validation": _Problems(self, source, [index for index, _ in held_out]),
+            "train": _Problems(self, part, train),
+            "validation": _Problems(self, source, held_out),
         }
 
     def _part(self, split: str) -> _Part:
@@ -169,7 +168,7 @@ class Dataset(Task):
             reasons = "; ".join(f"{rejected[reason]}: {reason} ({first[reason]})" for reason in rejected)
             raise UserError(f"task 'dataset': none of the {count} rows of '{self.path}' can be used. {reasons}")
         self.rejected += rejected
-        self._first |= first
+        self._first = {**first, **self._first}
         return part
 
 

@@ -81,7 +81,7 @@ class JsonLines(Source):
 
     def _parse(self, line: bytes, number: int) -> Row:
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise UserError(f"{self.name}, line {number}: not valid JSON ({why}); mend or delete the line") from error
@@ -223,8 +223,9 @@ def _from_csv(path: Path) -> Source:
     """A comma-separated file whose first line names the columns; every value stays text."""
     rows: list[Row] = []
     lines: list[int] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with path.open("rb") as file:
+        reader = csv.reader((line.decode("utf-8-sig") for line in file), strict=True)
+        begun = 1
         try:
             header = next(reader, [])
             begun = reader.line_num + 1
@@ -236,7 +237,7 @@ def _from_csv(path: Path) -> Source:
                     lines.append(begun)
                 begun = reader.line_num + 1
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, line {reader.line_num + 1}: not valid CSV in UTF-8 ({error})") from error
+            raise UserError(f"{path}, line {begun}: not valid CSV in UTF-8 ({error})") from error
     return Table(str(path), rows, header, lines)
 
 
