@@ -5,6 +5,7 @@ Each works in any Trainer whose model is a `Reasoner`; the command line adds the
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,28 @@ class FinalValidation(Callback):
             trainer.should_stop = True
 
 
+class OptimizerOptions(Callback):
+    """Gives a resumed run the optimizer options it was asked for; a checkpoint's own would silently take their place.
+
+    Moments and step counts stay the checkpoint's. Where a scheduler has changed the learning rate since the start, what
+    it has reached is scaled by new over old.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for optimizer in trainer.optimizers:
+            asked = optimizer.defaults  # the constructor's arguments, which loading a state does not touch
+            for group in optimizer.param_groups:
+                scale = asked["lr"] / group.get("initial_lr", group["lr"])
+                reached = group["lr"] * scale
+                group.update({name: value for name, value in asked.items() if name in group})
+                if "initial_lr" in group:
+                    group["lr"], group["initial_lr"] = reached, asked["lr"]
+            for scheduler in schedulers:
+                if scheduler.optimizer is optimizer:
+                    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`: after every validation, every so many minutes, and at the end.
 
@@ -176,6 +199,21 @@ class LastCheckpoint(Checkpoint):
             self._saved_at, self._saved_step = time.monotonic(), step
 
 
+class SavedModel(Callback):
+    """Writes the policy of the last step to `model/`, as plain transformers (with adapters: PEFT) loads it.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "model"
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            cast("Reasoner", pl_module).policy.save_pretrained(self.folder)
+
+
 class Curve(Callback):
     """Draws `curve.png` from `metrics.csv` when a fit ends, whichever way it ends.
 
@@ -210,6 +248,9 @@ class Summary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.steps_done = functools.partial(steps_done, trainer)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = cast("Reasoner", pl_module).base_metrics or {}
@@ -257,7 +298,7 @@ def closing_lines(folder: Path, *, how: str, minutes: float) -> list[str]:
             lines.append(f"accuracy  {gained} on {final['problems']:.0f} held-out problems")
             lines.append(f"best      {percent(best, 'accuracy')} at step {best_step}")
             lines.append(f"length    {base['length']:.1f} -> {final['length']:.1f} tokens")
-    names = ("config.yaml", FILENAME, "samples.jsonl", "accepted.jsonl", "curve.png", "checkpoints")
+    names = ("config.yaml", FILENAME, "samples.jsonl", "accepted.jsonl", "curve.png", "checkpoints", "model")
     there = [name for name in names if (folder / name).exists()]
     lines.append(f"run       {folder}" + (f": {', '.join(there)}" if there else ""))
     return lines

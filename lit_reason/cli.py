@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,17 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lit_reason.__main__ import debugging, one_line
-from lit_reason.callbacks import Curve, FinalValidation, LastCheckpoint, Predictions, Report, Samples, Summary
+from lit_reason.callbacks import (
+    Curve,
+    FinalValidation,
+    LastCheckpoint,
+    OptimizerOptions,
+    Predictions,
+    Report,
+    Samples,
+    SavedModel,
+    Summary,
+)
 from lit_reason.cli_errors import OneLineParser, cause_of, check_configs, config_files
 from lit_reason.data import ReasoningData
 from lit_reason.modules.base import Reasoner
@@ -182,7 +193,13 @@ class LitReasonCLI(LightningCLI):
             return [*own, Report(self.run_dir)]
         if not _any(given, Samples):
             own.append(Samples(self.run_dir))
-        own += [FinalValidation(), Curve(self.run_dir), Summary(self.run_dir)]
+        own += [
+            OptimizerOptions(),
+            FinalValidation(),
+            SavedModel(self.run_dir),
+            Curve(self.run_dir),
+            Summary(self.run_dir),
+        ]
         if config["enable_checkpointing"] is not False:
             folder = self.run_dir / CHECKPOINTS
             if not _any(given, Checkpoint):
@@ -199,6 +216,10 @@ class LitReasonCLI(LightningCLI):
         return own
 
     def after_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(self.run_dir.resolve()):
+            # what is saved describes the whole run and not its resumption; the Trainer has a copy of its own
+            config.ckpt_path = None
         self._dump_config()
         _keep_hyperparameters(self.model, self.config_dump["model"])
         _keep_hyperparameters(self.datamodule, self.config_dump["data"])
@@ -227,6 +248,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0, or 130 when Ctrl-C ended it.
     """
     quieten()
+    sys.path.insert(0, str(Path.cwd()))  # a reward in a file of the current folder is found, as with `python -m`
     try:
         LitReasonCLI(arguments)
     except MisconfigurationException as error:
@@ -245,6 +267,9 @@ def quieten() -> None:
         r"The '.*' does not have many workers",  # problems are text, loading them takes no time
         r"Checkpoint directory .* exists and is not empty",  # it is the run that is resumed
         r".*ModelCheckpoint.*could not find the monitored key",  # before the first validation
+        r"You're resuming from a checkpoint that ended before the epoch",  # ReasoningData knows its place in the epoch
+        r"Be aware that when using `ckpt_path`, callbacks used",  # measuring needs none of them
+        r"It is recommended to use `self.log\('val/",  # validation metrics are gathered before they are logged
         r"You have overridden `transfer_batch_to_device`",  # on purpose: problems stay where they are
         r"LightningCLI's args parameter",  # given on purpose: __main__ took its own options out of them
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
@@ -258,7 +283,7 @@ def quieten() -> None:
 
 
 def _concerns_the_user(record: logging.LogRecord) -> bool:
-    chatter = ("Tip:", "Seed set to", "GPU available", "TPU available", "HPU available", "Detected KeyboardInterrupt")
+    chatter = ("Tip:", "Seed set to", "GPU available", "TPU available", "Restoring states", "KeyboardInterrupt")
     return not any(text in record.getMessage() for text in chatter)
 
 

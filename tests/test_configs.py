@@ -1,4 +1,4 @@
-"""Every shipped recipe is parsed and instantiated; those for SmolLM train two steps on its architecture, made on disk."""
+"""Every shipped recipe is parsed and instantiated; SmolLM's train two steps on its architecture, made on disk."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,9 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy(folder / "tokenizer", "llama"))
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "pad_token": "<|im_end|>"})
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+        "{% for m in messages %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     torch.manual_seed(0)
