@@ -68,6 +68,10 @@ def guarded(run: Callable[[], int]) -> int:
             raise
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # `| head` has read enough; whatever is still buffered must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,13 @@ class RunLogger(Logger):
 
     Args:
         folder: the run directory; rows already there are kept, and overwritten step by step when a run is resumed.
+
+    Attributes:
+        steps_done: says which step it is; None takes Lightning's count of batches, which falls behind by one with every
+            resume from a checkpoint that was saved after a validation. `Summary` sets it.
     """
+
+    steps_done: Callable[[], int] | None = None
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -64,7 +70,7 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add to the row of a step; Lightning's steps count from 0, rows from 1."""
-        self.write((step or 0) + 1, metrics)
+        self.write((step or 0) + 1 if self.steps_done is None else self.steps_done(), metrics)
 
     def write(self, row: int, metrics: Mapping[str, float]) -> None:
         """Add to a row: 0 for the base policy, n for step n."""
