@@ -50,9 +50,6 @@ class Dataset(Task):
             leaves the template's default.
         limit: read only so many rows of each split; None reads all.
 
-    Attributes:
-        rejected: rows that were left out, counted by reason; filled when the problems are first asked for.
-
     Raises:
         UserError: an option is wrong; when the problems are asked for, that the data is missing, empty, broken or
             nowhere usable.
@@ -91,6 +88,7 @@ class Dataset(Task):
         self.think = think
         self.limit = limit
         self.rejected: Counter[str] = Counter()
+        """Rows that were left out, counted by reason; filled when the problems are first asked for."""
         self._first: dict[str, str] = {}  # where each reason came up first
         self._splits: dict[Split, _Problems] | None = None
 
