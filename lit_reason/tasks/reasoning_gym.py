@@ -33,8 +33,8 @@ _CURRICULUM_OPTIONS = ("level", "advance_at", "window")
 class ReasoningGym(Task):
     """Problems of one or several reasoning_gym generators.
 
-    No question is both trained on and held out. A generator's own scorer judges: 1.0 is correct, partial credit is kept.
-    With `curriculum.advance_at`, training problems get one level harder when enough of the last ones were solved;
+    No question is both trained on and held out. A generator's own scorer judges: 1.0 is correct, partial credit is
+    kept. With `curriculum.advance_at`, training problems get one level harder when enough of the last ones were solved;
     held-out problems stay at the declared level, so that validation measures one thing throughout.
 
     Args:
