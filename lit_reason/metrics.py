@@ -19,7 +19,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lit_reason.answer import extract_answer, strict_format
+from lit_reason.answer import extract_answer
+from lit_reason.rewards.format import Format
 from lit_reason.types import Problem, Rollout
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
@@ -92,6 +93,7 @@ class ReasoningMetrics(Metric):
     def __init__(self, bootstrap_seed: int = 0) -> None:
         super().__init__()
         self.bootstrap_seed = bootstrap_seed
+        self.format = Format(strict=True)
         # Flat float32 lists of rows. A rank that saw nothing joins the gather with an empty flat float32 tensor, which
         # fits no other shape or type.
         self.add_state("greedy", default=[], dist_reduce_fx="cat")
@@ -106,7 +108,7 @@ class ReasoningMetrics(Metric):
         """
         for rollout in greedy:
             score = rollout.problem.score(extract_answer(rollout.text))
-            row = [score == 1.0, score, strict_format(rollout.text), rollout.finish_reason == "length", rollout.length]
+            row = [score == 1.0, score, self.format.score(rollout), rollout.finish_reason == "length", rollout.length]
             self._append(self.greedy, rollout.problem, row)
         for group in sampled:
             problem = group[0].problem
