@@ -1,0 +1,295 @@
+import io
+import json
+import signal
+
+import pytest
+import rich
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from lit_reason import GRPO, SFT, PolicyOptions, Problem, Rollout, Sampling
+from lit_reason.callbacks import (
+    Curve,
+    FinalValidation,
+    LastCheckpoint,
+    OptimizerOptions,
+    Predictions,
+    Report,
+    Samples,
+    Summary,
+    append_rows,
+    closing_lines,
+    sample_row,
+    sample_table,
+)
+from lit_reason.plugins import RewardRef
+from lit_reason.run_log import RunLogger, read_metrics
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the callbacks print."""
+    out = io.StringIO()
+    monkeypatch.setattr(rich, "_console", Console(file=out, width=100))
+    return out
+
+
+PROBLEMS = [
+    Problem(
+        prompt=[{"role": "user", "content": f"{i} + 1"}],
+        answer=str(i + 1),
+        completion=f"<think>one more</think> <answer>{i + 1}</answer>",
+        id=str(i),
+    )
+    for i in range(8)
+]
+
+
+def loader(problems=PROBLEMS, size=2):
+    return DataLoader(problems, batch_size=size, collate_fn=list)
+
+
+def odd_length(rollout):
+    return float(rollout.length % 2)
+
+
+def grpo(model, lr=1e-6, **options):
+    return GRPO(
+        [RewardRef(odd_length)],
+        policy=PolicyOptions(model=model),
+        sampling=Sampling(max_new_tokens=6),
+        group_size=2,
+        validation_samples=0,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
+        **options,
+    )
+
+
+def trainer(folder, *callbacks, **options):
+    defaults = {
+        "max_steps": 3,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": -1,
+        "logger": [RunLogger(folder)],
+        "log_every_n_steps": 1,
+    }
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{**defaults, **options},
+    )
+
+
+def rollout(text="<think>x</think> <answer>4</answer>", *, reward=1.0, advantage=0.5, finish="stop", group=0):
+    ids = torch.zeros(7, dtype=torch.int64)
+    problem = Problem(prompt=[{"role": "user", "content": "2 + [b]2[/b]"}], answer="4")
+    return Rollout(
+        problem=problem,
+        prompt_ids=ids,
+        completion_ids=ids,
+        text=text,
+        finish_reason=finish,
+        rewards={"accuracy": reward, "format": None},
+        reward=reward,
+        advantage=advantage,
+        group=group,
+    )
+
+
+# ---------------------------------------------------------------------- samples
+def test_a_sample_is_written_in_words_and_numbers_a_person_can_read():
+    assert sample_row(rollout(advantage=torch.tensor([0.5, 0.25]))) == {
+        "prompt": "2 + [b]2[/b]",
+        "completion": "<think>x</think> <answer>4</answer>",
+        "answer": "4",
+        "gold": "4",
+        "rewards": {"accuracy": 1.0, "format": None},
+        "reward": 1.0,
+        "advantage": [0.5, 0.25],
+        "length": 7,
+        "finish_reason": "stop",
+    }
+
+
+def test_every_row_is_json_whatever_the_model_wrote(tmp_path):
+    path = tmp_path / "new" / "samples.jsonl"
+    texts = ["\udc80", "\x1b[2J", "caf\u00e9", 'a "quote"\n']
+    append_rows(path, [{"completion": text} for text in texts])
+    assert [json.loads(line)["completion"] for line in path.read_text().splitlines()] == texts
+
+
+def test_the_table_shows_the_best_first_and_neither_markup_nor_control_characters_act():
+    out = io.StringIO()
+    group = [rollout("[red]no[/red]\x1b[2J", reward=0.0, finish="length"), rollout(reward=1.0), rollout(reward=None)]
+    Console(file=out, width=90, force_terminal=True, color_system=None).print(sample_table(group, "step 1"))
+    lines = [line for line in out.getvalue().splitlines() if line.strip()]
+    assert lines[0].split("  ")[0].strip().endswith("step 1: 2 + [b]2[/b]")
+    assert "\x1b[2J" not in out.getvalue()
+    assert [line.split()[-3:] for line in lines[2:]] == [["-", "+0.50", "7"], ["-", "+0.50", "7+"], ["-", "+0.50", "7"]]
+    assert r"[red]no[/red]\x1b[2J" in lines[3]
+
+
+def test_the_table_is_no_wider_than_the_terminal():
+    out = io.StringIO()
+    Console(file=out, width=60).print(sample_table([rollout("very long " * 40)], "step 1"))
+    assert max(len(line) for line in out.getvalue().splitlines()) <= 60
+
+
+def test_samples_of_the_first_and_of_every_nth_step_are_kept(tmp_path, tiny_llama, shown):
+    trainer(tmp_path, Samples(tmp_path, every_n_steps=3), max_steps=4, enable_checkpointing=False).fit(
+        grpo(tiny_llama), loader()
+    )
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [(1, "train")] * 4 + [(3, "train")] * 4
+    assert {"odd_length"} == set(rows[0]["rewards"])
+    assert "step 1: " in shown.getvalue()
+    assert "step 3: " in shown.getvalue()
+
+
+def test_a_module_that_samples_nothing_shows_its_held_out_answers(tmp_path, tiny_llama, shown):
+    module = SFT(policy=PolicyOptions(model=tiny_llama), sampling=Sampling(max_new_tokens=4))
+    trainer(tmp_path, Samples(tmp_path), max_steps=2, enable_checkpointing=False).fit(module, loader(), loader(size=8))
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [(2, "validation")] * 8
+    assert "step 2, held out: 0 + 1" in shown.getvalue()
+
+
+# ---------------------------------------------------------------------- validation, summary, curve
+def test_a_fit_ends_in_a_validation_and_begins_with_the_base_policy_as_step_0(tmp_path, tiny_llama, shown):
+    callbacks = [FinalValidation(), Summary(tmp_path), Curve(tmp_path)]
+    trainer(tmp_path, *callbacks, enable_checkpointing=False).fit(grpo(tiny_llama), loader(), loader(size=8))
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [step for step, row in rows.items() if "val/accuracy" in row] == [0, 2, 3]
+    assert [step for step, row in rows.items() if "train/reward" in row] == [1, 2, 3]
+    assert (tmp_path / "curve.png").stat().st_size > 0
+    assert shown.getvalue().startswith("finished after 3 steps, ")
+
+
+def test_the_last_epoch_ends_in_a_validation_too_and_only_in_one(tmp_path, tiny_llama, shown):
+    options = {"max_steps": -1, "max_epochs": 1, "val_check_interval": 4, "enable_checkpointing": False}
+    trainer(tmp_path, FinalValidation(), Summary(tmp_path), **options).fit(
+        grpo(tiny_llama), loader(PROBLEMS[:6]), loader(size=8)
+    )
+    assert [step for step, row in read_metrics(tmp_path / "metrics.csv").items() if "val/accuracy" in row] == [0, 3]
+
+
+def test_the_closing_lines_say_what_was_gained(tmp_path):
+    logger = RunLogger(tmp_path)
+    rates = {"val/problems": 200.0, "val/accuracy_low": 0.0, "val/accuracy_high": 1.0}
+    logger.write(0, {"val/accuracy": 0.05, "val/length": 20.0, **rates})
+    logger.write(2, {"val/accuracy": 0.5, "val/length": 44.0, **rates})
+    logger.write(3, {"val/accuracy": 0.43, "val/length": 45.5, **rates})
+    (tmp_path / "config.yaml").touch()
+    assert closing_lines(tmp_path, how="finished", minutes=1.25) == [
+        "finished after 3 steps, 1.2 minutes",
+        "accuracy  base 5.0 % (0.0-100.0) -> step 3 43.0 % (0.0-100.0): +38.0 points on 200 held-out problems",
+        "best      50.0 % (0.0-100.0) at step 2",
+        "length    20.0 -> 45.5 tokens",
+        f"run       {tmp_path}: config.yaml, metrics.csv",
+    ]
+
+
+def test_a_run_without_validation_has_only_its_place_to_tell(tmp_path):
+    RunLogger(tmp_path).write(1, {"train/loss": 1.0})
+    assert closing_lines(tmp_path, how="interrupted", minutes=0.0) == [
+        "interrupted after 1 steps, 0.0 minutes",
+        f"run       {tmp_path}: metrics.csv",
+    ]
+
+
+# ---------------------------------------------------------------------- checkpoints
+def best(folder):
+    return ModelCheckpoint(
+        dirpath=folder, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
+    )
+
+
+def test_last_and_best_are_kept_as_plain_data(tmp_path, tiny_llama):
+    callbacks = [FinalValidation(), best(tmp_path), LastCheckpoint(tmp_path)]
+    trainer(tmp_path, *callbacks).fit(grpo(tiny_llama), loader(), loader(size=8))
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_without_any_validation_the_last_step_is_still_kept(tmp_path, tiny_llama):
+    trainer(tmp_path, FinalValidation(), LastCheckpoint(tmp_path)).fit(grpo(tiny_llama), loader())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_long_stretches_without_validation_are_saved_by_the_clock(tmp_path, tiny_llama):
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, LastCheckpoint(tmp_path, minutes=0.0), Stop()).fit(grpo(tiny_llama), loader())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_an_interrupted_run_keeps_its_last_checkpoint_its_curve_and_its_closing_lines(tmp_path, tiny_llama, shown):
+    class PressCtrlC(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    callbacks = [LastCheckpoint(tmp_path), Curve(tmp_path), Summary(tmp_path), PressCtrlC()]
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            trainer(tmp_path, *callbacks).fit(grpo(tiny_llama), loader(), loader(size=8))
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert (tmp_path / "curve.png").exists()
+    assert shown.getvalue().startswith("interrupted after 2 steps, ")
+
+
+def test_a_resumed_run_trains_with_the_learning_rate_it_was_asked_for(tmp_path, tiny_llama):
+    trainer(tmp_path, LastCheckpoint(tmp_path), max_steps=1).fit(grpo(tiny_llama, lr=0.25), loader())
+    again = trainer(tmp_path, OptimizerOptions(), max_steps=2, enable_checkpointing=False)
+    again.fit(grpo(tiny_llama, lr=0.5), loader(), ckpt_path=tmp_path / "last.ckpt")
+    (group,) = again.optimizers[0].param_groups
+    assert group["lr"] == 0.5
+    assert again.optimizers[0].state[group["params"][0]]["step"] == 2  # the moments are the checkpoint's
+
+
+def test_a_scheduled_learning_rate_keeps_its_place_when_a_resumed_run_asks_for_another(tmp_path, tiny_llama):
+    def halving(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+
+    trainer(tmp_path, LastCheckpoint(tmp_path), max_steps=2).fit(
+        grpo(tiny_llama, lr=0.5, lr_scheduler=halving), loader()
+    )
+    again = trainer(tmp_path, OptimizerOptions(), max_steps=3, enable_checkpointing=False)
+    again.fit(grpo(tiny_llama, lr=2.0, lr_scheduler=halving), loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert again.optimizers[0].param_groups[0]["lr"] == 2.0 / 8  # halved three times in all
+
+
+# ---------------------------------------------------------------------- validate and predict
+def test_validate_prints_a_table_and_writes_it_down(tmp_path, tiny_llama, shown):
+    trainer(tmp_path, Report(tmp_path), logger=False).validate(grpo(tiny_llama), loader(size=8), verbose=False)
+    written = json.loads((tmp_path / "validate.json").read_text())
+    assert written["problems"] == 8
+    assert written["accuracy_low"] == 0
+    assert "accuracy" in shown.getvalue()
+    assert f"written to {tmp_path / 'validate.json'}" in shown.getvalue()
+
+
+def test_predictions_are_written_with_the_tasks_score_and_replace_older_ones(tmp_path, tiny_llama, shown):
+    for _ in range(2):
+        trainer(tmp_path, Predictions(tmp_path), logger=False).predict(
+            grpo(tiny_llama), loader(), return_predictions=False
+        )
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [f"{i} + 1" for i in range(8)]
+    assert set(rows[0]) == {"prompt", "completion", "answer", "gold", "length", "finish_reason", "score"}
+    assert shown.getvalue().count("written to") == 2
