@@ -27,7 +27,7 @@ from lit_reason.types import Problem, Rollout
 
 RECIPE = Path(__file__).parents[1] / "configs" / "sft.yaml"
 
-SAMPLED = Sampling(max_new_tokens=80)
+SAMPLED = Sampling(max_new_tokens=96)
 
 CARD = """\
 ---

@@ -11,7 +11,7 @@ from lit_reason.task import Split, Task
 from lit_reason.types import Problem, UserError
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 3},
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 5},
     "spell_backward": {"min_word_len": 3, "max_word_len": 7},
     "syllogism": {},
 }
