@@ -162,7 +162,8 @@ def cause_of(error: BaseException) -> UserError | None:
 # ---------------------------------------------------------------------- the messages of jsonargparse
 def _key(match: re.Match[str]) -> Cause:
     cause = boil_down(match[2])
-    cause.keys.insert(0, match[1])
+    if cause.keys[:1] != [match[1]]:  # a section names itself twice
+        cause.keys.insert(0, match[1])
     return cause
 
 
