@@ -99,7 +99,7 @@ class LitReasonCLI(LightningCLI):
 
     # ------------------------------------------------------------------ arguments
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
-        parser = super().init_parser(**kwargs)
+        parser = super().init_parser(**{"prog": "lit-reason", **kwargs})
         cast("OneLineParser", parser).arguments = self.arguments
         return parser
 
