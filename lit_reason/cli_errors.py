@@ -11,10 +11,10 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -193,7 +193,7 @@ def _wrong_type(match: re.Match[str]) -> Cause:
     return Cause(text=f"expected {_nice(match[1])}, got {match[2].strip()!r}")
 
 
-_PATTERNS: tuple[tuple[str, Any], ...] = (
+_PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Cause]], ...] = (
     (r'Parser key "([^"]+)":\s*(.*)', _key),
     (r"Problems? with given class_path '([^']+)':\s*(.*)", _class),
     (

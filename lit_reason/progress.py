@@ -121,7 +121,11 @@ class RunProgress(ProgressBar):
     def on_validation_batch_end(self, *_: Any) -> None:  # noqa: ANN401 - none of the hook's arguments is used
         self._advance()
 
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    def on_test_batch_end(self, *_: Any) -> None:  # noqa: ANN401 - likewise
+        self._advance()
+
+    def on_predict_batch_end(self, *_: Any) -> None:  # noqa: ANN401 - likewise
+        self._advance()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish()
