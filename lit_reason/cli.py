@@ -99,7 +99,8 @@ class LitReasonCLI(LightningCLI):
 
     # ------------------------------------------------------------------ arguments
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
-        parser = super().init_parser(**{"prog": "lit-reason", **kwargs})
+        # no abbreviations: one that works today clashes with an option of tomorrow
+        parser = super().init_parser(**{"prog": "lit-reason", "allow_abbrev": False, **kwargs})
         cast("OneLineParser", parser).arguments = self.arguments
         return parser
 
