@@ -80,7 +80,7 @@ class Module:
     def __init__(
         self,
         rewards: Sequence[RewardRef],
-        loss: LossRef = LossRef("dapo"),  # noqa: B008 - as the modules write it; a reference never changes
+        loss: LossRef = LossRef("dapo"),
         task: TaskRef | None = None,
     ) -> None:
         self.rewards, self.loss, self.task = rewards, loss, task
