@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
-from lit_reason import GRPO, SFT, PolicyOptions, Problem, RejectionSampling, Rollout, Sampling
+from lit_reason import GRPO, SFT, LoRA, PolicyOptions, Problem, RejectionSampling, Rollout, Sampling
 from lit_reason.types import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -186,6 +186,23 @@ def test_first_step_is_on_policy(tiny_llama: str, tmp_path: Path) -> None:
     assert losses["train/ratio"] == pytest.approx([1.0], abs=1e-6)
     assert losses["train/clipped"] == [0.0]
     assert losses["train/kl"] == pytest.approx([0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true"])
+@pytest.mark.parametrize("lora", [None, LoRA(rank=4, alpha=8)])
+def test_precisions_and_adapters_train_what_they_should(
+    tiny_llama: str, tmp_path: Path, precision: str, lora: LoRA | None
+) -> None:
+    options = PolicyOptions(model=tiny_llama, lora=lora, gradient_checkpointing=True)
+    module = GRPO([shorter], policy=options, sampling=SHORT, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    module.configure_model()
+    before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+    losses = fit(module, sums(4), tmp_path, max_steps=1, precision=precision)
+    assert losses["train/ratio"] == pytest.approx([1.0], abs=1e-6)
+    moved = {n for n, p in module.policy.named_parameters() if not torch.equal(p.detach(), before[n].to(p.dtype))}
+    # an adapter's A has no gradient while its B is still zero
+    expected = {n for n in before if lora is None or "lora_B" in n}
+    assert moved == expected
 
 
 def test_old_logprobs_are_those_of_the_sampling_policy(tiny_llama: str, tmp_path: Path) -> None:
