@@ -7,7 +7,8 @@ rank), so that what was sampled before a restart never matters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,8 +108,7 @@ def roll_out(
     groups = [i for i, prompt in enumerate(prompts) if len(prompt) + sampling.max_new_tokens <= limit]
     if not groups:
         return []
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(_stream_seed(stream))
+    with random_stream(*stream):
         completions = engine(policy, [prompts[g] for g in groups for _ in range(group_size)], sampling)
     rollouts = []
     for index, completion_ids in enumerate(completions):
@@ -125,6 +125,14 @@ def roll_out(
             )
         )
     return rollouts
+
+
+@contextmanager
+def random_stream(*stream: int) -> Iterator[None]:
+    """Inside, all that is random is a function of these integers; outside, the global generators go on untouched."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(_stream_seed(stream))
+        yield
 
 
 def _stream_seed(stream: Sequence[int]) -> int:

@@ -124,7 +124,7 @@ def _pad(values: Sequence[Tensor | None], longest: int) -> Tensor | None:
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return None
-    padded = torch.zeros(len(known), longest)
+    padded = torch.zeros(len(known), longest, dtype=torch.float32)  # said outright: bf16-true changes the default
     for b, value in enumerate(known):
         padded[b, : len(value)] = value
     return padded
@@ -218,7 +218,7 @@ class Updater:
         optimizer = self.module.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.module.device))
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float32, device=self.module.device))
         for index, batch in enumerate(batches):
             with nullcontext() if index == len(batches) - 1 else self._no_sync():
                 self._backward(self._to_device(batch), window, sums)
@@ -274,7 +274,7 @@ class Updater:
             problem=_NOBODY, prompt_ids=token, completion_ids=token, text="", mask=torch.zeros(1, dtype=torch.bool)
         )
         batch = collate([rollout])
-        batch.old_logprobs = batch.reference_logprobs = torch.zeros(1, 1)
+        batch.old_logprobs = batch.reference_logprobs = torch.zeros(1, 1, dtype=torch.float32)
         return batch
 
     def _clip(self, optimizer: object) -> float:

@@ -6,10 +6,10 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -19,12 +19,15 @@ from lit_reason.loading import resolve
 from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
 from lit_reason.policy import Policy, PolicyOptions
-from lit_reason.rollout import Sampling, roll_out
+from lit_reason.rollout import Sampling, random_stream, roll_out
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
 
 VALIDATION_STREAM = -1
 """Phase number of validation's random stream: the same sampled completions at every validation of a like policy."""
+
+UPDATE_STREAM = 2
+"""Tells the random stream of an update (dropout of adapters) from that of the same phase's samples."""
 
 
 class Reasoner(LightningModule, ABC):
@@ -119,11 +122,12 @@ class Reasoner(LightningModule, ABC):
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """Minibatches -> micro-batches -> loss -> optimizer step."""
-        metrics = self.updater(rollouts, seed=self.seed * 1_000_003 + self.phase)
+        with random_stream(self.seed, self.phase, self.global_rank, UPDATE_STREAM):
+            metrics = self.updater(rollouts, seed=self.seed * 1_000_003 + self.phase)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
-        """The phase is over: count it, and let an adaptive task see how it went."""
+    def end_phase(self) -> None:
+        """Count the phase, and let an adaptive task see how it went."""
         self.phase += 1
         observe = getattr(getattr(self.trainer, "datamodule", None), "observe", None)
         if observe is not None:
@@ -163,7 +167,7 @@ class Reasoner(LightningModule, ABC):
         local = [(math.fsum(rows), float(len(rows))) for rows in means.values()] + [
             (part, 1.0) for part in sums.values()
         ]
-        table = torch.tensor(local, device=self.device)
+        table = torch.tensor(local, dtype=torch.float32, device=self.device)  # bf16-true changes the default
         reduced = self.trainer.strategy.reduce(table, reduce_op="sum")
         assert isinstance(reduced, Tensor)
         for name, (total, rows) in zip([*means, *sums], reduced.tolist(), strict=True):
@@ -205,7 +209,9 @@ class Reasoner(LightningModule, ABC):
         return self.rollout(problems, sampling=self.sampling.greedy())
 
     def _judge_base(self, metrics: dict[str, float]) -> None:
-        accuracy = metrics.get("accuracy")
+        # sampling is what rewards will see; the greedy answer stands in for it where nothing was sampled
+        kind = "sampled_accuracy" if "sampled_accuracy" in metrics else "accuracy"
+        accuracy = metrics.get(kind)
         if accuracy is None:
             return
         n = int(metrics["problems"])
@@ -239,6 +245,9 @@ class Reasoner(LightningModule, ABC):
         self._fitted = self._fitted or made > 0
 
     # ------------------------------------------------------------------ Lightning
+    def configure_callbacks(self) -> list[Callback]:
+        return [_PhaseEnd()]
+
     def configure_model(self) -> None:
         """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
         if "policy" not in self._modules:
@@ -263,6 +272,13 @@ class Reasoner(LightningModule, ABC):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
         """Problems are text; micro-batches move when they are made."""
         return batch
+
+
+class _PhaseEnd(Callback):
+    """Ends a phase before any checkpoint of it is written: a module's own hook comes after those of all callbacks."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401 - unused
+        cast("Reasoner", pl_module).end_phase()
 
 
 def correct(rollout: Rollout) -> bool:
