@@ -34,12 +34,12 @@ def policy() -> Policy:
 @pytest.mark.parametrize(
     ("sum_", "worked"),
     [
-        ("247 + 385", "7+5=12 4+8+1=13 2+3+1=6"),
-        ("10 + 20", "0+0=0 1+2=3"),
-        ("85 - 47", "15-7=8 8-4-1=3"),
-        ("57 - 87", "87-57 7-7=0 8-5=3"),
-        ("400 - 101", "10-1=9 10-0-1=9 4-1-1=2"),
-        ("33 - 33", "3-3=0 3-3=0"),
+        ("247 + 385", "247+385 7+5+0=12 4+8+1=13 2+3+1=06"),
+        ("10 + 20", "10+20 0+0+0=00 1+2+0=03"),
+        ("85 - 47", "85-47 15-7-0=8 08-4-1=3"),
+        ("57 - 87", "87-57 07-7-0=0 08-5-0=3"),
+        ("400 - 101", "400-101 10-1-0=9 10-0-1=9 04-1-1=2"),
+        ("33 - 33", "33-33 03-3-0=0 03-3-0=0"),
     ],
 )
 def test_sums_are_worked_column_by_column(sum_, worked):
@@ -82,11 +82,11 @@ def test_a_question_without_three_statements_is_refused():
 def test_worked_solutions_lead_to_the_gold_answers():
     sources = {name: reasoning_gym.create_dataset(name, seed=5, size=500, **CONFIGS[name]) for name in CONFIGS}
     for entry in sources["chain_sum"]:
-        steps = WORK_OUT["chain_sum"](entry["question"]).split()
-        turned = "=" not in steps[0]
-        columns = [step.partition("=")[2] for step in steps[turned:]]
+        restated, *steps = WORK_OUT["chain_sum"](entry["question"]).split()
+        columns = [step.partition("=")[2] for step in steps]
         # the last column's whole result, then the last digit of each before it
         total = int(columns[-1] + "".join(column[-1] for column in reversed(columns[:-1])))
+        turned = restated not in entry["question"].replace(" ", "")
         assert (-total if turned else total) == int(entry["answer"])
     for entry in sources["spell_backward"]:
         backward = WORK_OUT["spell_backward"](entry["question"]).split()[1]

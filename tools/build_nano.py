@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import GenerationConfig, LlamaConfig
@@ -86,7 +87,8 @@ def blank(folder: Path) -> Path:
 
 
 def measure(policy: Policy, problems: list[Problem]) -> tuple[list[Rollout], list[Rollout]]:
-    """Greedy and sampled answers to the same problems, the template's default mode."""
+    """Greedy and sampled answers to the same problems, all in the template's default mode."""
+    problems = [replace(problem, think=None) for problem in problems]
     return roll_out(policy, problems, SAMPLED.greedy()), roll_out(policy, problems, SAMPLED, group_size=4)
 
 
@@ -125,6 +127,7 @@ def main() -> None:
     greedy, sampled = measure(policy, problems)
     table = rows(greedy, sampled)
     policy.save_pretrained(arguments.out)
+    (arguments.out / "model.safetensors").chmod(0o644)  # written for the owner alone, and this one ships
     card = CARD.format(
         parameters=sum(p.numel() for p in policy.parameters()),
         examples=data.phases_done * data.prompts_per_step,

@@ -20,9 +20,11 @@ _PARTICULAR = ("Some", "Some-not")
 
 
 def chain_sum(question: str) -> str:
-    """Column by column from the right, carries and borrows written out: `247 + 385` is `7+5=12 4+8+1=13 2+3+1=6`.
+    """Restate the sum, then go column by column from the right, carries and borrows written out.
 
-    A difference below zero is turned around first: `57 - 87` is `87-57 7-7=0 8-5=3`.
+    `247 + 385` is `247+385 7+5+0=12 4+8+1=13 2+3+1=06`: two digits, a carry and a two-digit result in every column.
+    `85 - 47` is `85-47 15-7-0=8 08-4-1=3`, and a difference below zero is turned around: `57 - 87` is
+    `87-57 07-7-0=0 08-5-0=3`. All columns are equally long, so a digit's place in the sum follows from where one is.
 
     Args:
         question: a sum or difference of two terms with equally many digits.
@@ -34,21 +36,20 @@ def chain_sum(question: str) -> str:
     if match is None or len(match[1]) != len(match[3]):
         raise ValueError(f"expected a sum of two terms with equally many digits, got {question!r}")
     a, sign, b = match.groups()
-    steps = []
     if sign == "-" and int(a) < int(b):
         a, b = b, a
-        steps.append(f"{a}-{b}")
+    steps = [f"{a}{sign}{b}"]
     carry = 0
     for x, y in zip(map(int, reversed(a)), map(int, reversed(b)), strict=True):
-        carried = f"{sign}1" if carry else ""
         if sign == "+":
             total = x + y + carry
+            steps.append(f"{x}+{y}+{carry}={total:02}")
             carry = total // 10
-            steps.append(f"{x}+{y}{carried}={total}")
         else:
-            borrowed = int(x - y - carry < 0)
-            steps.append(f"{x + 10 * borrowed}-{y}{carried}={x + 10 * borrowed - y - carry}")
-            carry = borrowed
+            borrow = int(x < y + carry)
+            minuend = x + 10 * borrow
+            steps.append(f"{minuend:02}-{y}-{carry}={minuend - y - carry}")
+            carry = borrow
     return " ".join(steps)
 
 

@@ -45,7 +45,7 @@ class NanoTraces(Task):
         for option, share in (("worked", worked), ("no_think", no_think)):
             if not 0 <= share <= 1:
                 raise UserError(f"nano_traces option '{option}' must lie between 0 and 1, got {share}")
-        self.weights = weights or {"chain_sum": 0.6, "spell_backward": 0.2, "syllogism": 0.2}
+        self.weights = weights or {"chain_sum": 0.65, "spell_backward": 0.15, "syllogism": 0.2}
         unknown = sorted(set(self.weights) - set(CONFIGS))
         if unknown:
             raise UserError(f"nano_traces option 'weights' names '{unknown[0]}'; expected {', '.join(CONFIGS)}")
