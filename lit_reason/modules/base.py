@@ -209,13 +209,18 @@ class Reasoner(LightningModule, ABC):
         return self.rollout(problems, sampling=self.sampling.greedy())
 
     def _judge_base(self, metrics: dict[str, float]) -> None:
-        # sampling is what rewards will see; the greedy answer stands in for it where nothing was sampled
-        kind = "sampled_accuracy" if "sampled_accuracy" in metrics else "accuracy"
-        accuracy = metrics.get(kind)
-        if accuracy is None:
+        """Say how good the policy is before the first step, and warn when there is too little or nothing to learn."""
+        shares = {
+            name.removesuffix("_accuracy").replace("accuracy", "greedy"): metrics[name]
+            for name in ("accuracy", "sampled_accuracy")
+            if name in metrics
+        }
+        if not shares:
             return
-        n = int(metrics["problems"])
-        rank_zero_info(f"base accuracy before the first step: {accuracy:.1%} on {n} held-out problems")
+        said = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        rank_zero_info(f"base accuracy before the first step: {said} on {metrics['problems']:.0f} held-out problems")
+        # rewards see samples; the greedy answers stand in for them where none were drawn
+        accuracy = shares.get("sampled", shares["greedy"])
         if accuracy < 0.1 and not self.learns_without_sampling:
             rank_zero_warn(
                 f"base accuracy is {accuracy:.1%}: under 10 % there is little for sampling to find. "
