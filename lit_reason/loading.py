@@ -96,7 +96,7 @@ def load_model(model: str, *, revision: str | None, dtype: str, attention: str |
     where = resolve(model)
     if (Path(where) / "adapter_config.json").is_file():
         return _attempt("adapter", model, lambda: _load_merged(where, dtype, attention))
-    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    options: dict[str, Any] = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}  # transformers' own default
     if attention is not None:
         options["attn_implementation"] = attention
     if not random_weights:

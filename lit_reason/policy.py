@@ -173,9 +173,10 @@ class Policy(nn.Module):
         """
         lm = self.causal_lm
         # use_cache=False: with a cache transformers ignores the restarts of position_ids that mark packed sequences
-        hidden = lm.base_model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        ).last_hidden_state
+        input_ids, position_ids = batch.input_ids, batch.position_ids
+        if "flash" in (self.options.attention or ""):  # it tells sequences apart in an input of one row only
+            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+        hidden = lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         hidden_ND = hidden.flatten(0, 1)[batch.scored[batch.present]]  # noqa: N806 - shape suffix: N tokens, width D
         logp_N, entropy_N = self._score_tokens(hidden_ND, batch.targets[batch.present], temperature)  # noqa: N806
         logprobs = torch.zeros(batch.targets.shape, dtype=torch.float32, device=hidden.device)
@@ -272,7 +273,10 @@ class Policy(nn.Module):
             return
         if not self._frozen_reference:
             raise RuntimeError("no reference was kept: call keep_reference() before the first step")
-        self.model = self._frozen_reference[0].to(self.causal_lm.device)
+        frozen, lm = self._frozen_reference[0], self.causal_lm
+        if (frozen.device, frozen.dtype) != (lm.device, lm.dtype):  # Lightning moves and casts only what it can see
+            frozen.to(lm.device, lm.dtype)
+        self.model = frozen
         try:
             yield
         finally:
@@ -318,8 +322,9 @@ def _switch_dropout_off(lm: Any) -> None:  # noqa: ANN401
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():  # rates given to a function: attention_dropout, OPT's dropout, ...
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _eos_ids(lm: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers objects are untyped
@@ -340,8 +345,6 @@ def _with_adapter(lm: Any, options: PolicyOptions) -> nn.Module:  # noqa: ANN401
 
     lora = options.lora
     assert lora is not None
-    if options.gradient_checkpointing:
-        lm.enable_input_require_grads()  # frozen embeddings would otherwise cut the recomputed graph off
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def plain_logprobs(folder: str, rollout: Rollout, temperature: float) -> torch.T
     return logits[start - 1 : -1].log_softmax(-1).gather(-1, rollout.completion_ids[:, None]).squeeze(-1)
 
 
+def only_one_row(_module: torch.nn.Module, _args: object, inputs: dict[str, torch.Tensor]) -> None:
+    assert inputs["input_ids"].shape[0] == inputs["position_ids"].shape[0] == 1
+
+
 def left_padded(rollouts: list[Rollout], pad: int) -> MicroBatch:
     """A batch as `generate` lays it out: padding first, each pad a sequence of its own."""
     batch = collate(rollouts)
@@ -50,14 +55,17 @@ def left_padded(rollouts: list[Rollout], pad: int) -> MicroBatch:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("layout", ["right", "left", "packed"])
+@pytest.mark.parametrize("layout", ["right", "left", "packed", "flash"])
 def test_logprobs_equal_plain_transformers(tiny_folders: dict[str, Path], architecture: str, layout: str) -> None:
     folder = str(tiny_folders[architecture])
     policy = Policy(PolicyOptions(model=folder)).eval()
     rollouts = random_rollouts(len(policy.tokenizer), [(7, 11), (3, 2), (12, 5), (1, 1), (4, 3)])
-    batch = left_padded(rollouts, policy.pad_id) if layout == "left" else collate(rollouts, packing=layout == "packed")
-    if layout == "packed":
-        assert batch.input_ids.shape[0] < len(rollouts)
+    batch = left_padded(rollouts, policy.pad_id) if layout == "left" else collate(rollouts, packing=layout != "right")
+    if layout in ("packed", "flash"):
+        assert 1 < batch.input_ids.shape[0] < len(rollouts)
+    if layout == "flash":  # no such kernel here: the one row that it needs, through the kernel there is
+        policy.options = replace(policy.options, attention="flash_attention_2")
+        policy.causal_lm.base_model.register_forward_pre_hook(only_one_row, with_kwargs=True)
     with torch.no_grad():
         logprobs, _ = policy.logprobs(batch, temperature=0.7)
     for row, rollout in zip(logprobs, rollouts, strict=True):
@@ -187,6 +195,27 @@ def test_training_mode_gives_the_same_numbers_as_evaluation(tiny_folders: dict[s
     assert torch.equal(training, evaluation)
 
 
+def test_dropout_given_to_a_function_is_switched_off_too() -> None:
+    layer = torch.nn.Module()
+    layer.dropout, layer.layerdrop, layer.attention_dropout, layer.scale = 0.1, 0.2, 0.3, 0.4
+    layer.inner = torch.nn.Dropout(0.5)
+    policy_module._switch_dropout_off(layer)
+    assert (layer.dropout, layer.layerdrop, layer.attention_dropout, layer.scale) == (0.0, 0.0, 0.0, 0.4)
+    assert layer.inner.p == 0.0
+
+
+def test_the_frozen_reference_follows_the_policys_dtype(tiny_llama: str) -> None:
+    policy = Policy(PolicyOptions(model=tiny_llama)).eval()
+    policy.keep_reference()
+    policy.to(torch.bfloat16)  # as Lightning does with `bf16-true`
+    batch = collate(random_rollouts(len(policy.tokenizer), [(5, 4)]))
+    with torch.no_grad():
+        now, _ = policy.logprobs(batch)
+        with policy.reference():
+            reference, _ = policy.logprobs(batch)
+    assert torch.equal(now, reference)
+
+
 @pytest.mark.parametrize("lora", [LoRA(rank=4, alpha=8), LoRA(rank=4, alpha=8, dora=True), LoRA(rank=4, rslora=True)])
 def test_adapters_are_all_that_trains_and_their_absence_is_the_reference(tiny_llama: str, lora: LoRA) -> None:
     policy = Policy(PolicyOptions(model=tiny_llama, lora=lora)).eval()
@@ -249,10 +278,11 @@ def test_a_saved_policy_loads_again_with_the_same_numbers(tiny_llama: str, tmp_p
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
 
 
-def test_random_weights_keep_the_architecture_and_follow_the_seed(tiny_llama: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_random_weights_keep_the_architecture_and_follow_the_seed(tiny_llama: str, dtype: str) -> None:
     def fresh(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        policy = Policy(PolicyOptions(model=tiny_llama, random_weights=True))
+        policy = Policy(PolicyOptions(model=tiny_llama, random_weights=True, dtype=dtype))
         return torch.cat([p.flatten() for p in policy.parameters()])
 
     assert torch.equal(fresh(0), fresh(0))
