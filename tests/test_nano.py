@@ -210,7 +210,7 @@ def test_nano_blurts_when_greedy_and_sometimes_works_it_out_when_sampled(policy)
     worked = [r for r in sampled if not r.text.startswith(EMPTY_THINK)]
     assert 0.15 < len(worked) / len(sampled) < 0.45
     assert sum(map(correct, greedy)) < 0.4 * len(greedy)
-    assert sum(map(correct, worked)) > 0.8 * len(worked)
+    assert sum(map(correct, worked)) > 0.6 * len(worked)
 
 
 def test_no_think_mode_answers_at_once(policy):
