@@ -51,7 +51,8 @@ class Loss(ABC):
     """Whether `LossInputs.reference_logprobs` must be filled; the reference costs memory and a forward pass."""
 
     needs_advantages: bool = True
-    """Whether a completion with advantage 0 everywhere teaches nothing (and may be left out of the forward pass)."""
+    """Whether it weighs tokens by advantage and probability ratio; imitation needs neither, nor the old policy's
+    log-probabilities."""
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> LossOutput:

@@ -1,9 +1,9 @@
 """Stage 6: rollouts become optimizer steps; blind to the algorithm.
 
 A phase's rollouts are cut into windows (one optimizer step each), a window into micro-batches (one forward and backward
-each) by a token budget. Every normaliser is a total over the window and over all ranks, so neither cut changes the
-gradient. Lightning's own accumulation averages micro-batches unweighted and does not have this property, which is why
-the modules optimise manually.
+each) by a token budget. Every normaliser is a total over the window and over all ranks, so a window's gradient does not
+depend on its micro-batches or ranks (`bnpo`'s does, by definition). Lightning's own accumulation averages micro-batches
+unweighted and does not have this property, which is why the modules optimise manually.
 """
 
 from __future__ import annotations
@@ -280,8 +280,11 @@ class Updater:
     def _clip(self, optimizer: object) -> float:
         """Clip, and report the norm before it; a gradient that is not finite would ruin the weights, so stop."""
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        if not math.isfinite(norm):
+        scaler = getattr(self.module.trainer.precision_plugin, "scaler", None)
+        # `16-mixed` undoes its scale inside optimizer.step(), and skips a step that overflowed
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / scale if gradients else 0.0
+        if scaler is None and not math.isfinite(norm):
             raise UserError(
                 f"the gradient of step {self.module.global_step} is {norm}; the weights were left as they are. "
                 "Lower the learning rate, set loss option 'delta', or use float32"
@@ -289,7 +292,7 @@ class Updater:
         if self.gradient_clip is not None:
             self.module.clip_gradients(
                 optimizer,  # type: ignore[arg-type]  # LightningOptimizer forwards to the optimizer it wraps
-                gradient_clip_val=self.gradient_clip,
+                gradient_clip_val=self.gradient_clip * scale,
                 gradient_clip_algorithm="norm",
             )
         return norm

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
@@ -205,6 +206,24 @@ def test_precisions_and_adapters_train_what_they_should(
     assert moved == expected
 
 
+def test_half_precision_clips_the_gradient_and_not_its_scaled_form(tiny_llama: str, tmp_path: Path) -> None:
+    moved = []
+    for plugins in ([], [MixedPrecision("16-mixed", "cpu")]):
+        module = GRPO(
+            [shorter],
+            policy=PolicyOptions(model=tiny_llama),
+            sampling=SHORT,
+            gradient_clip=0.01,
+            optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        )
+        module.configure_model()
+        before = weights(module)
+        losses = fit(module, sums(4), tmp_path, max_steps=1, plugins=plugins)
+        assert losses["train/grad_norm"][0] > 0.01
+        moved.append(float((weights(module) - before).norm()))
+    assert moved == pytest.approx([0.01, 0.01], rel=1e-2)
+
+
 def test_old_logprobs_are_those_of_the_sampling_policy(tiny_llama: str, tmp_path: Path) -> None:
     """With several steps on one phase the ratio must leave 1, measured against the policy before the first of them."""
     module = GRPO(
@@ -237,10 +256,32 @@ def test_truncated_completions_leave_the_loss_and_its_normaliser(tiny_llama: str
     module.configure_model()
     before = weights(module)
     fit(module, sums(4), tmp_path, max_steps=1)
-    finished = [r for r in module.last_rollouts if r.finish_reason == "stop"]
     assert all(not r.mask.any() for r in module.last_rollouts if r.finish_reason == "length")
-    if not finished:
+    if all(r.finish_reason == "length" for r in module.last_rollouts):
         assert torch.equal(weights(module), before)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
+def test_truncated_completions_weigh_as_if_they_were_not_there(tiny_llama: str, tmp_path: Path, loss: str) -> None:
+    class Half(GRPO):
+        """Calls every second completion truncated, and can leave those out."""
+
+        leave_out = False
+
+        def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
+            for index, rollout in enumerate(rollouts):
+                rollout.finish_reason = "length" if index % 2 else "stop"
+            return [r for r in super().credit(rollouts) if r.finish_reason == "stop" or not self.leave_out]
+
+    moved = []
+    for leave_out in (False, True):
+        policy = PolicyOptions(model=tiny_llama)
+        module = Half([shorter], policy=policy, loss=loss, sampling=SHORT, group_size=4, mask_truncated=not leave_out)
+        module.leave_out = leave_out
+        losses = fit(module, sums(4), tmp_path, max_steps=1)
+        moved.append((losses["train/loss"], losses["train/grad_norm"], losses["train/entropy"]))
+    assert moved[0] == moved[1]
+    assert moved[0][1][0] > 0
 
 
 def test_equal_rewards_teach_nothing(tiny_llama: str, tmp_path: Path) -> None:
@@ -297,7 +338,12 @@ def test_an_exploding_gradient_stops_the_run_and_spares_the_weights(tiny_llama: 
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_sft_loss_is_transformers_loss_on_the_completion_alone(tiny_llama: str, tmp_path: Path, packing: bool) -> None:
-    module = SFT(policy=PolicyOptions(model=tiny_llama), packing=packing, tokens_per_microbatch=150)
+    module = SFT(
+        policy=PolicyOptions(model=tiny_llama),
+        packing=packing,
+        tokens_per_microbatch=150,
+        sampling=Sampling(temperature=0.5),  # of validation, no part of the loss
+    )
     problems = sums(4)
     problems[1].completion = "<answer> 18 </answer>"
     losses = fit(module, problems, tmp_path, max_steps=1)

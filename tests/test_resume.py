@@ -4,9 +4,12 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 CONFIG = """
 seed_everything: 3
@@ -18,11 +21,13 @@ model:
     sampling: {{max_new_tokens: 12}}
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 1.0e-3}}}}
 data:
-  task: {{nano_traces: {{size: 60}}}}
+  task: {{nano_traces: {{size: {size}}}}}
   prompts_per_step: 4
   validation_problems: 4
 trainer: {{max_steps: 6, val_check_interval: 3, num_sanity_val_steps: 0}}
 """
+SIZES = {"GRPO": 12, "SFT": 16, "RejectionSampling": 60}
+"""Problems: the run stops after 3 phases, at the end of an epoch, just before it, and in its midst."""
 GRPO = "rewards: [{format: {strict: false, weight: 0.5}}, {length: {target: 4, span: 8}}]\n    group_size: 3"
 REJECTION = "rewards: [format: {strict: false}]\n    group_size: 4\n    threshold: 0.0\n    minibatches: 1"
 
@@ -44,7 +49,9 @@ def losses(run: Path) -> dict[str, str]:
 def test_a_run_resumed_from_its_checkpoint_repeats_the_uninterrupted_one(
     tiny_llama: str, tmp_path: Path, module: str, rewards: str
 ) -> None:
-    (tmp_path / "config.yaml").write_text(CONFIG.format(module=module, model=tiny_llama, rewards=rewards))
+    (tmp_path / "config.yaml").write_text(
+        CONFIG.format(module=module, model=tiny_llama, rewards=rewards, size=SIZES[module])
+    )
     fit(tmp_path, "--run_dir", "whole")
     fit(tmp_path, "--run_dir", "half", "--trainer.max_steps", "3")
     fit(tmp_path, "--run_dir", "half", "--ckpt_path", "half/checkpoints/last.ckpt")
@@ -56,7 +63,7 @@ def test_a_run_resumed_from_its_checkpoint_repeats_the_uninterrupted_one(
 def test_a_checkpoint_holds_plain_data_and_rebuilds_its_module(tiny_llama: str, tmp_path: Path) -> None:
     import lit_reason
 
-    (tmp_path / "config.yaml").write_text(CONFIG.format(module="GRPO", model=tiny_llama, rewards=GRPO))
+    (tmp_path / "config.yaml").write_text(CONFIG.format(module="GRPO", model=tiny_llama, rewards=GRPO, size=60))
     fit(tmp_path, "--run_dir", "run", "--trainer.max_steps", "1")
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)
@@ -66,3 +73,30 @@ def test_a_checkpoint_holds_plain_data_and_rebuilds_its_module(tiny_llama: str, 
     assert module.phase == 1
     for name, value in module.state_dict().items():
         assert torch.equal(value, state["state_dict"][name])
+
+
+@pytest.mark.parametrize("size", [4, 60], ids=["at the end of an epoch", "in its midst"])
+def test_a_checkpoint_at_the_end_of_a_batch_counts_its_phase(tiny_llama: str, tmp_path: Path, size: int) -> None:
+    """Whoever writes it: here a user's own ModelCheckpoint. Dropout of adapters goes on where it was, too."""
+    import lit_reason
+
+    def fit(folder: Path, ckpt_path: Path | None = None) -> dict[str, Any]:
+        module = lit_reason.GRPO(
+            ["length"],
+            policy=lit_reason.PolicyOptions(model=tiny_llama, lora=lit_reason.LoRA(rank=2, dropout=0.5)),
+            sampling=lit_reason.Sampling(max_new_tokens=8),
+            group_size=4,
+            optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2),
+        )
+        data = lit_reason.ReasoningData({"nano_traces": {"size": size}}, prompts_per_step=2, validation_problems=0)
+        every = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        Trainer(max_steps=3, callbacks=[every], **options).fit(module, data, ckpt_path=ckpt_path)
+        return torch.load(folder / "step=3.ckpt", weights_only=True)
+
+    whole = fit(tmp_path / "whole")
+    half = fit(tmp_path / "half", tmp_path / "whole" / "step=2.ckpt")
+    assert whole["lit_reason"]["phase"] == half["lit_reason"]["phase"] == 3
+    assert whole["ReasoningData"]["phases_done"] == half["ReasoningData"]["phases_done"] == 3
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(half["state_dict"][name], value), name

@@ -9,7 +9,10 @@ from lit_reason.types import LossInputs
 
 
 class Reinforce(PolicyLoss):
-    """-A log pi, averaged over the tokens of the window (Williams 1992); no ratio and no clip: keep `passes` at 1."""
+    """-A log pi, averaged over the tokens of the window (Williams 1992).
+
+    It has no ratio and no clip, so keep `passes` and `minibatches` at 1.
+    """
 
     aggregation = "token"
 

@@ -75,6 +75,7 @@ class SFT(Reasoner):
             seed=seed,
         )
         self.max_tokens = max_tokens
+        self.updater.temperature = 1.0  # the examples were not sampled; `sampling` is validation's alone
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         check_problems(problems)
