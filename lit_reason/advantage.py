@@ -18,7 +18,9 @@ STD_FLOOR = 1e-4
 """Added to the standard deviation, as in the reference implementations."""
 
 
-def advantages(rewards: Sequence[float | None], groups: Sequence[int], kind: Advantage = "group") -> Tensor:
+def advantages(
+    rewards: Sequence[float | None], groups: Sequence[int], kind: Advantage = "group", spread: float | None = None
+) -> Tensor:
     """Advantages (N,) float32 of N completions.
 
     Args:
@@ -26,6 +28,7 @@ def advantages(rewards: Sequence[float | None], groups: Sequence[int], kind: Adv
         groups: completions with the same number answer the same problem.
         kind: `group`: (R - mean) / (std + 1e-4), std with ddof 1 over the group; `batch`: the same mean, std over all
             rows; `none`: R - mean; `rloo`: R - mean of the others.
+        spread: the std that `batch` divides by, where other ranks hold rows too; None takes these rows' own.
 
     Returns:
         Exactly 0 for excluded rows, for groups whose rewards are all equal, and for rows alone in their group.
@@ -35,7 +38,7 @@ def advantages(rewards: Sequence[float | None], groups: Sequence[int], kind: Adv
     valid = torch.tensor([r is not None for r in rewards], dtype=torch.bool)
     _, group = torch.unique(torch.tensor(groups, dtype=torch.int64), return_inverse=True)
     result = torch.zeros_like(value)
-    spread_all = _std(value[valid])
+    spread_all = _std(value[valid]) if spread is None else spread
     for g in range(int(group.max()) + 1 if len(group) else 0):
         rows = valid & (group == g)
         mine = value[rows]

@@ -58,6 +58,19 @@ def test_packing_needs_no_more_tokens_than_padding() -> None:
     assert tokens[1] < tokens[0]
 
 
+def test_old_logprobs_are_float32_whatever_the_default_is() -> None:
+    """`bf16-true` makes bfloat16 the default while a step runs; a ratio needs the other digits."""
+    known = rollout(1, 2)
+    known.old_logprobs = torch.tensor([-1.2345678, -0.1])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        batch = collate([known])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert batch.old_logprobs is not None
+    assert torch.equal(batch.old_logprobs, known.old_logprobs[None])
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 10])
 def test_minibatches_differ_in_size_by_one_at_most_and_lose_nothing(count: int) -> None:
     rollouts = [rollout(1, n + 1) for n in range(10)]
@@ -76,12 +89,19 @@ def gradients(folder: str, out: Path, *arguments: str) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cross_entropy"])
 def test_gradient_does_not_depend_on_micro_batches_packing_or_ranks(tiny_llama: str, tmp_path: Path, loss: str) -> None:
-    """1 x 8, 8 x 1, unequal splits, packed; and two gloo ranks with 5 and 3 completions."""
+    """1 x 8, 8 x 1, unequal splits, packed; and two gloo ranks with 5 and 3 completions, or with 8 and none."""
     result = gradients(tiny_llama, tmp_path / "one.pt", "--loss", loss)
     assert len(result) == 4
     whole = result.pop("1x8")
     if loss in ("grpo", "cross_entropy"):
         result |= gradients(tiny_llama, tmp_path / "two.pt", "--loss", loss, "--ranks", "2")
-        assert "2 ranks" in result
+        assert len(result) == 3 + 3
     for name, gradient in result.items():
+        assert float((gradient - whole).norm() / whole.norm()) < 1e-6, name
+
+
+def test_batch_advantages_take_their_spread_from_all_ranks(tiny_llama: str, tmp_path: Path) -> None:
+    options = ("--loss", "grpo", "--advantage", "batch")
+    whole = gradients(tiny_llama, tmp_path / "one.pt", *options)["1x8"]
+    for name, gradient in gradients(tiny_llama, tmp_path / "two.pt", *options, "--ranks", "2").items():
         assert float((gradient - whole).norm() / whole.norm()) < 1e-6, name

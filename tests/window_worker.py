@@ -12,10 +12,17 @@ from lit_reason import GRPO, PolicyOptions, Problem, Rollout, Sampling
 
 LENGTHS = [(7, 11), (3, 2), (12, 5), (1, 1), (4, 3), (6, 9), (2, 8), (5, 5)]
 ADVANTAGES = [1.0, -0.5, 0.25, -2.0, 1.5, -1.0, 0.75, 0.0]
+GROUPS = [0, 0, 0, 1, 1, 2, 2, 2]
 
 
 class Window(GRPO):
-    """GRPO with sampling and credit replaced by fixed tokens and advantages, and its gradient kept."""
+    """GRPO with sampling and credit replaced by fixed tokens and advantages, and its gradient kept.
+
+    With `advantage: batch` the credit is real, for the rewards of `tally`.
+    """
+
+    first_rank = 5
+    """How many completions rank 0 of two has."""
 
     def rollout(
         self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None
@@ -29,15 +36,16 @@ class Window(GRPO):
                 text="",
                 mask=torch.rand(c, generator=generator) < 0.8,  # some tokens do not learn
                 advantage=advantage,
+                group=group,
             )
-            for (p, c), advantage in zip(LENGTHS, ADVANTAGES, strict=True)
+            for (p, c), advantage, group in zip(LENGTHS, ADVANTAGES, GROUPS, strict=True)
         ]
         if self.trainer.world_size == 1:
             return rollouts
-        return rollouts[:5] if self.global_rank == 0 else rollouts[5:]
+        return rollouts[: self.first_rank] if self.global_rank == 0 else rollouts[self.first_rank :]
 
     def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
-        return rollouts
+        return super().credit(rollouts) if self.advantage == "batch" else rollouts
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.gradient = torch.cat([p.grad.flatten() for p in self.policy.parameters() if p.grad is not None])
@@ -48,22 +56,27 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("out")
     parser.add_argument("--loss", required=True)
+    parser.add_argument("--advantage", default="group")
     parser.add_argument("--ranks", type=int, default=1)
     arguments = parser.parse_args()
     cuts = {"1x8": (10**6, False), "8x1": (1, False), "unequal": (40, False), "packed": (64, True)}
     if arguments.ranks == 2:
-        cuts = {"2 ranks": (40, False)}
+        # with 18 tokens 4 micro-batches and 3, so that rank 1 adds one in which nothing learns; idle, it adds them all
+        cuts = {"2 ranks": (40, False), "2 ranks, unequal": (18, False), "2 ranks, one idle": (40, False)}
     results = {}
     for name, (tokens, packing) in cuts.items():
         module = Window(
-            [zero],
+            [tally],
             policy=PolicyOptions(model=arguments.folder),
             loss=arguments.loss,
+            advantage=arguments.advantage,
             optimizer=lambda p: torch.optim.SGD(p, lr=1e-3),
             tokens_per_microbatch=tokens,
             packing=packing,
             gradient_clip=None,
         )
+        if name == "2 ranks, one idle":
+            module.first_rank = len(LENGTHS)
         trainer = Trainer(
             max_steps=1,
             accelerator="cpu",
@@ -82,8 +95,8 @@ def main() -> None:
         torch.save(results, arguments.out)
 
 
-def zero(rollout: Rollout) -> float:
-    return 0.0
+def tally(rollout: Rollout) -> float:
+    return float(rollout.length)
 
 
 if __name__ == "__main__":

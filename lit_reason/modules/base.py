@@ -155,7 +155,9 @@ class Reasoner(LightningModule, ABC):
             means[f"reward/{name}"] = [v for r in rollouts if (v := r.rewards[name]) is not None]
         speed = sum(r.length for r in rollouts) / max(seconds, 1e-9)
         self.log_phase(means, {"tokens_per_second": speed, "too_long": float(asked - len(rollouts))})
-        self._check_room(len(rollouts), asked)
+        # a rank may have nothing but long prompts while others go on
+        made, wanted = self.sum_of_ranks(torch.tensor([len(rollouts), asked], device=self.device)).tolist()
+        self._check_room(made, wanted)
 
     def log_phase(self, means: Mapping[str, Sequence[float]], sums: Mapping[str, float]) -> None:
         """Log means over the rows, and sums, of all ranks; every rank must name the same figures.
@@ -168,13 +170,17 @@ class Reasoner(LightningModule, ABC):
             (part, 1.0) for part in sums.values()
         ]
         table = torch.tensor(local, dtype=torch.float32, device=self.device)  # bf16-true changes the default
-        reduced = self.trainer.strategy.reduce(table, reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        for name, (total, rows) in zip([*means, *sums], reduced.tolist(), strict=True):
+        for name, (total, rows) in zip([*means, *sums], self.sum_of_ranks(table).tolist(), strict=True):
             if name in sums:
                 self.log(f"train/{name}", total, batch_size=1)
             elif rows:
                 self.log(f"train/{name}", total / rows, batch_size=1)
+
+    def sum_of_ranks(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, each of which must ask for it."""
+        reduced = self.trainer.strategy.reduce(value, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
 
     # ------------------------------------------------------------------ validation
     def validation_step(self, problems: list[Problem], batch_idx: int) -> None:

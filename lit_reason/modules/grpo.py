@@ -9,6 +9,7 @@ unless the loss asks for one (`beta`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -115,10 +116,19 @@ class GRPO(Reasoner):
 
     def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
         """An advantage for every completion; truncated ones leave the loss when `mask_truncated`."""
-        values = advantages([r.reward for r in rollouts], [r.group for r in rollouts], self.advantage)
+        rewards = [r.reward for r in rollouts]
+        spread = self._spread(rewards) if self.advantage == "batch" and self.trainer.world_size > 1 else None
+        values = advantages(rewards, [r.group for r in rollouts], self.advantage, spread)
         for rollout, value in zip(rollouts, values.tolist(), strict=True):
             rollout.advantage = value
             if self.mask_truncated and rollout.finish_reason == "length":
                 rollout.mask = torch.zeros(rollout.length, dtype=torch.bool)
         self.log_phase({"informative": (values != 0).float().tolist()}, {})
         return rollouts
+
+    def _spread(self, rewards: Sequence[float | None]) -> float:
+        """The standard deviation of a phase's rewards over all ranks."""
+        known = torch.tensor([r for r in rewards if r is not None], dtype=torch.float64, device=self.device)
+        n, total = self.sum_of_ranks(known.new_tensor([len(known), float(known.sum())])).tolist()
+        squares = self.sum_of_ranks((known - total / max(n, 1.0)).square().sum())
+        return math.sqrt(float(squares) / max(n - 1.0, 1.0))
