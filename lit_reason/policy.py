@@ -90,6 +90,7 @@ class Policy(nn.Module):
         eos_ids: every token id that ends a turn, sorted.
         pad_id: filler for padding; never trusted to tell padding from text.
         context: the most tokens the model can read, or None when it does not say.
+        packs: whether the architecture keeps sequences packed into one row apart.
     """
 
     def __init__(self, options: PolicyOptions) -> None:
@@ -122,6 +123,7 @@ class Policy(nn.Module):
         self.model: nn.Module = lm if options.lora is None else _with_adapter(lm, options)
         # a list hides the frozen copy from parameters(), state_dict() and DDP
         self._frozen_reference: list[nn.Module] = []
+        self.packs = self._check_architecture()
         self.train()  # transformers loads in eval mode, in which gradient checkpointing does nothing
 
     # ------------------------------------------------------------------ text to tokens and back
@@ -297,6 +299,32 @@ class Policy(nn.Module):
         finally:
             lm.generation_config = ours
         self.tokenizer.save_pretrained(str(folder))
+
+    @torch.no_grad()
+    def _check_architecture(self) -> bool:
+        """Try what is taken for granted of an architecture, on four tokens.
+
+        Returns:
+            Whether sequences packed into one row stay apart; recurrent layers, or no use of position ids, mix them.
+
+        Raises:
+            UserError: the model's logits are not its head on its last hidden states.
+        """
+        lm = self.causal_lm
+        if "flash" in str(lm.config._attn_implementation):  # noqa: SLF001 - there is no public name for it
+            return True  # cannot run where models are loaded, on the CPU, and tells sequences apart by design
+        lm.eval()
+        ids = torch.arange(4)[None] % lm.config.get_text_config().vocab_size
+        positions = torch.arange(4)[None]
+        hidden = lm.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0].float()
+        expected = lm(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
+        if not torch.allclose(self.logits(hidden.to(lm.dtype)).float(), expected, rtol=0.01, atol=0.01):
+            raise UserError(
+                f"policy.model: '{self.options.model}' ({type(lm).__name__}) scales its logits in an unknown way, "
+                "so its log-probabilities would be wrong. Choose another architecture"
+            )
+        twice = lm.base_model(input_ids=ids.repeat(1, 2), position_ids=positions.repeat(1, 2), use_cache=False)
+        return torch.allclose(twice.last_hidden_state[0, 4:].float(), hidden, rtol=0.01, atol=0.01)
 
     def _find_turn_end(self) -> int:
         """The end-of-sequence id the chat template writes after an assistant turn (Gemma has one of its own)."""

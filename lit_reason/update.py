@@ -201,18 +201,20 @@ class Updater:
     @torch.no_grad()
     def _fill(self, rollouts: Sequence[Rollout], field: str) -> None:
         """Store the log-probabilities the policy now gives, on each rollout."""
-        for group in micro_batches(rollouts, self.tokens_per_microbatch, packing=self.packing):
-            logprobs, _ = self.policy.logprobs(self._to_device(collate(group, packing=self.packing)), self.temperature)
+        packing = self.packing and self.policy.packs
+        for group in micro_batches(rollouts, self.tokens_per_microbatch, packing=packing):
+            logprobs, _ = self.policy.logprobs(self._to_device(collate(group, packing=packing)), self.temperature)
             for rollout, row in zip(group, logprobs.cpu(), strict=True):
                 setattr(rollout, field, row[: rollout.length].clone())
 
     def step(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """One optimizer step on one window; none when the window is empty on every rank, for there is no gradient."""
-        groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=self.packing)
+        packing = self.packing and self.policy.packs
+        groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=packing)
         window, rounds = self._measure(rollouts, len(groups))
         if rounds == 0:
             return {}
-        batches = [collate(group, packing=self.packing) for group in groups]
+        batches = [collate(group, packing=packing) for group in groups]
         # ranks must run backward equally often, so a rank with fewer micro-batches adds some in which nothing learns
         batches += [self._nothing()] * (rounds - len(groups))
         optimizer = self.module.optimizers()

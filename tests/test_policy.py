@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, FalconH1Config, MptConfig
 
 import lit_reason.policy as policy_module
 from lit_reason.policy import LoRA, Policy, PolicyOptions
@@ -72,6 +72,37 @@ def test_logprobs_equal_plain_transformers(tiny_folders: dict[str, Path], archit
         expected = plain_logprobs(folder, rollout, 0.7)
         torch.testing.assert_close(row[: rollout.length], expected, atol=1e-5, rtol=0)
         assert (row[rollout.length :] == 0).all()
+
+
+@pytest.mark.parametrize("architecture", ["falcon_h1", "mpt"])
+def test_architectures_that_cannot_be_trusted_are_found_out(tiny_llama: str, tmp_path: Path, architecture: str) -> None:
+    """Falcon-H1 multiplies its logits; MPT has no position ids, so packed sequences would mix."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    size = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    if architecture == "mpt":
+        config = MptConfig(**size, d_model=32, n_heads=4, n_layers=2, max_seq_len=256)
+    else:
+        config = FalconH1Config(
+            **size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            mamba_d_ssm=32,
+            mamba_n_heads=4,
+            mamba_d_head=8,
+            mamba_d_state=8,
+            mamba_n_groups=1,
+            lm_head_multiplier=3.0,
+        )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    if architecture == "mpt":
+        assert not Policy(PolicyOptions(model=str(tmp_path))).packs
+    else:
+        with pytest.raises(UserError, match=r"FalconH1ForCausalLM.* scales its logits"):
+            Policy(PolicyOptions(model=str(tmp_path)))
 
 
 def test_chunks_of_the_head_change_neither_values_nor_gradients(

@@ -263,6 +263,8 @@ class Reasoner(LightningModule, ABC):
         """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
         if "policy" not in self._modules:
             self.policy = Policy(self.policy_options)
+            if self.updater.packing and not self.policy.packs:
+                rank_zero_warn(f"packing is off: '{self.policy_options.model}' would mix sequences packed into one row")
             if self.updater.loss.needs_reference:
                 self.policy.keep_reference()
 
