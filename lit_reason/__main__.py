@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from lit_reason import __version__
@@ -26,6 +27,7 @@ Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_confi
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (*TRAINING, "plugins")
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
+TERMINATED = 143  # 128 + SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +77,21 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if debugging():
+            raise
+        print(f"error: {_unexpected(error)}", file=sys.stderr)
+        return 1
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for an error nobody foresaw: what, where, and how to see more; `str` of a stranger's error may raise."""
+    try:
+        text = str(error)[:500]
+    except Exception:  # noqa: BLE001 - see above
+        text = ""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return one_line(f"{type(error).__name__}: {text} ({frame.filename}, line {frame.lineno}). --debug shows more")
 
 
 def debugging() -> bool:

@@ -141,23 +141,37 @@ class FinalValidation(Callback):
 class OptimizerOptions(Callback):
     """Gives a resumed run the optimizer options it was asked for; a checkpoint's own would silently take their place.
 
-    Moments and step counts stay the checkpoint's. Where a scheduler has changed the learning rate since the start, what
-    it has reached is scaled by new over old.
+    Only what the command line changed is changed: moments and step counts stay the checkpoint's, and a learning rate
+    that a scheduler has moved is scaled by new over old.
     """
 
+    def __init__(self) -> None:
+        self._asked: list[dict[str, Any]] = []
+        self._before: list[dict[str, Any]] = []
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for optimizer in trainer.optimizers:
-            asked = optimizer.defaults  # the constructor's arguments, which loading a state does not touch
+        # the constructors' arguments, which loading a state does not touch
+        self._asked = [dict(optimizer.defaults) for optimizer in trainer.optimizers]
+        for optimizer, asked, before in zip(trainer.optimizers, self._asked, self._before, strict=False):
+            changed = {name: value for name, value in asked.items() if before.get(name) != value}
+            scale = asked["lr"] / before["lr"] if "lr" in changed and before["lr"] else 1.0
             for group in optimizer.param_groups:
-                scale = asked["lr"] / group.get("initial_lr", group["lr"])
-                reached = group["lr"] * scale
-                group.update({name: value for name, value in asked.items() if name in group})
-                if "initial_lr" in group:
-                    group["lr"], group["initial_lr"] = reached, asked["lr"]
-            for scheduler in schedulers:
-                if scheduler.optimizer is optimizer:
-                    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+                rates = {
+                    name: group[name] * scale for name in ("lr", "initial_lr", "max_lr", "min_lr") if name in group
+                }
+                if group["lr"] == before["lr"]:
+                    rates["lr"] = asked["lr"]  # to the last digit
+                group.update({name: value for name, value in changed.items() if name in group})
+                group.update(rates)
+            for config in trainer.lr_scheduler_configs:
+                if config.scheduler.optimizer is optimizer and "lr" in changed:
+                    config.scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self._asked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["asked"]
 
 
 class LastCheckpoint(Checkpoint):
@@ -289,14 +303,17 @@ def closing_lines(folder: Path, *, how: str, minutes: float) -> list[str]:
         if last == first:
             lines.append(f"accuracy  {percent(final, 'accuracy')} at step {last}")
         else:
-            best_step, best = max(validated[1:], key=lambda entry: entry[1]["accuracy"])
+            best_step, best = max(validated, key=lambda entry: entry[1]["accuracy"])
             points = 100 * (final["accuracy"] - base["accuracy"])
             start = "base" if first == 0 else f"step {first}"
             gained = (
                 f"{start} {percent(base, 'accuracy')} -> step {last} {percent(final, 'accuracy')}: {points:+.1f} points"
             )
             lines.append(f"accuracy  {gained} on {final['problems']:.0f} held-out problems")
-            lines.append(f"best      {percent(best, 'accuracy')} at step {best_step}")
+            if best_step == first:
+                lines.append(f"best      no step beats {start}")
+            else:
+                lines.append(f"best      {percent(best, 'accuracy')} at step {best_step}")
             lines.append(f"length    {base['length']:.1f} -> {final['length']:.1f} tokens")
     names = ("config.yaml", FILENAME, "samples.jsonl", "accepted.jsonl", "curve.png", "checkpoints", "model")
     there = [name for name in names if (folder / name).exists()]

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import transformers
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_reason.__main__ import debugging, one_line
+from lit_reason.__main__ import TERMINATED, debugging, one_line
 from lit_reason.callbacks import (
     Curve,
     FinalValidation,
@@ -102,6 +104,7 @@ class LitReasonCLI(LightningCLI):
         # no abbreviations: one that works today clashes with an option of tomorrow
         parser = super().init_parser(**{"prog": "lit-reason", "allow_abbrev": False, **kwargs})
         cast("OneLineParser", parser).arguments = self.arguments
+        cast("OneLineParser", parser).folder = Path.cwd()
         return parser
 
     @staticmethod
@@ -152,6 +155,10 @@ class LitReasonCLI(LightningCLI):
         name = config.model.class_path.rpartition(".")[2].lower()
         self.run_dir = resolve_run_directory(config.run_dir, config.ckpt_path, model=name, subcommand=self.subcommand)
         config.ckpt_path = resolve_checkpoint(config.ckpt_path, self.run_dir)
+        if config.ckpt_path and Path(config.ckpt_path).is_file():
+            check_checkpoint(config.ckpt_path)
+        if not 0 <= config.seed_everything < 2**32:
+            raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}")
         unlimited = config.trainer.max_steps == -1 and config.trainer.max_time is None
         if config.trainer.max_epochs is None and unlimited:
             config.trainer.max_epochs = 1  # Lightning's own answer to no limit at all is 1000
@@ -258,8 +265,28 @@ def run(arguments: Sequence[str]) -> int:
         # Lightning turns Ctrl-C into exit code 1, after letting callbacks finish
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
-        return int(stop.code or 0)
+        if isinstance(stop, SIGTERMException):
+            print("terminated", file=sys.stderr)
+            return TERMINATED
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def check_checkpoint(path: str) -> None:
+    """Read a checkpoint as plain data, before a model loads.
+
+    Raises:
+        UserError: it is damaged, holds code, or is something else than a checkpoint of a run.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"ckpt_path: '{path}' cannot be read as a checkpoint: {one_line(reason)[:200]}") from error
+    wanted = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
+    missing = [key for key in wanted if key not in found] if isinstance(found, dict) else list(wanted)
+    if missing:
+        raise UserError(f"ckpt_path: '{path}' is no checkpoint of a run: it has no {missing[0]}")
 
 
 def quieten() -> None:

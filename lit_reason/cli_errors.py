@@ -58,9 +58,12 @@ class OneLineParser(LightningArgumentParser):
 
     Attributes:
         arguments: of this command, for saying where an option stands.
+        folder: that relative paths among them are relative to; while it parses a config, jsonargparse works in the
+            config's own.
     """
 
     arguments: Sequence[str] = ()
+    folder: Path = Path()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error or debugging():
@@ -323,11 +326,11 @@ def _options(parser: ArgumentParser) -> list[str]:
 def _place(parser: OneLineParser, path: Sequence[str]) -> str:
     """`file:line: ` of the option in the last config that sets it; empty when the command line does, or none."""
     option = "--" + ".".join(path)
-    if not path or any(argument.startswith(option) for argument in parser.arguments):
+    if not path or any(argument.replace(".init_args", "").startswith(option) for argument in parser.arguments):
         return ""
     for file in reversed(config_files(parser.arguments)):
         if "://" not in file:
-            line = _line(yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader), path)
+            line = _line(yaml.compose((parser.folder / file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader), path)
             if line:
                 return f"{file}:{line}: "
     return ""

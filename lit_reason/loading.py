@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,9 +101,13 @@ def load_model(model: str, *, revision: str | None, dtype: str, attention: str |
     if attention is not None:
         options["attn_implementation"] = attention
     if not random_weights:
-        return _attempt(
-            "model", model, lambda: AutoModelForCausalLM.from_pretrained(where, revision=revision, **options)
-        )
+        load = partial(AutoModelForCausalLM.from_pretrained, where, revision=revision, output_loading_info=True)
+        loaded: tuple[Any, dict[str, Any]] = _attempt("model", model, lambda: load(**options))
+        missing = sorted(loaded[1]["missing_keys"])
+        if missing:
+            lacks = f"{len(missing)} weights are missing, such as {missing[0]}"
+            raise UserError(f"policy.model: the weights of '{model}' do not fit its config.json: {lacks}")
+        return loaded[0]
     config = _attempt("model", model, lambda: AutoConfig.from_pretrained(where, revision=revision))
     fresh = _attempt("model", model, lambda: AutoModelForCausalLM.from_config(config, **options))
     with suppress(OSError):  # not every checkpoint has one; then the model's own default stays
@@ -127,7 +132,5 @@ def _attempt(what: str, model: str, load: Callable[[], T]) -> T:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"policy.model: the {what} of '{model}' could not be loaded: {cause}") from error
-    except Exception as error:  # safetensors raises its own type for a truncated file
-        if "safetensors" not in type(error).__module__.lower():
-            raise
-        raise UserError(f"policy.model: the weights of '{model}' are damaged: {error}") from error
+    except Exception as error:  # whatever a damaged file makes of safetensors, pickle or a validator
+        raise UserError(f"policy.model: the {what} of '{model}' is damaged: {error}") from error

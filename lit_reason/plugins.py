@@ -103,6 +103,11 @@ class PluginRef(Generic[T]):
         Raises:
             UserError: it says something else, the plugin is unknown or broken, or its options are wrong.
         """
+        if hasattr(value, "key") and hasattr(value, "val"):  # jsonargparse's form of --data.task.NAME.OPTION VALUE
+            raise UserError(
+                f"options of a {cls.kind} are not set one by one; write the {cls.kind} whole, as in "
+                f"'{{NAME: {{OPTION: {value.val}}}}}'"
+            )
         if not isinstance(value, str | Mapping | PluginRef):
             raise UserError(f"a {cls.kind} is written as its name or as {{name: {{option: value}}}}, got {value!r}")
         return cls.of(value)
@@ -134,7 +139,7 @@ class PluginRef(Generic[T]):
             built: T = parser.instantiate(options).plugin if _keys(parser) else loaded()
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{self._who()} could not be built: {cause(error)}") from error
         return built
 

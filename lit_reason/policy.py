@@ -308,7 +308,7 @@ class Policy(nn.Module):
             Whether sequences packed into one row stay apart; recurrent layers, or no use of position ids, mix them.
 
         Raises:
-            UserError: the model's logits are not its head on its last hidden states.
+            UserError: the model's logits are not its head on its last hidden states, or it looks ahead.
         """
         lm = self.causal_lm
         if "flash" in str(lm.config._attn_implementation):  # noqa: SLF001 - there is no public name for it
@@ -322,6 +322,12 @@ class Policy(nn.Module):
             raise UserError(
                 f"policy.model: '{self.options.model}' ({type(lm).__name__}) scales its logits in an unknown way, "
                 "so its log-probabilities would be wrong. Choose another architecture"
+            )
+        short = lm.base_model(input_ids=ids[:, :2], position_ids=positions[:, :2], use_cache=False).last_hidden_state[0]
+        if not torch.allclose(short.float(), hidden[:2], rtol=0.01, atol=0.01):
+            raise UserError(
+                f"policy.model: '{self.options.model}' ({type(lm).__name__}) looks ahead of the token it predicts. "
+                "Choose a causal language model"
             )
         twice = lm.base_model(input_ids=ids.repeat(1, 2), position_ids=positions.repeat(1, 2), use_cache=False)
         return torch.allclose(twice.last_hidden_state[0, 4:].float(), hidden, rtol=0.01, atol=0.01)

@@ -7,6 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from lit_reason.plugins import RewardRef
@@ -82,10 +83,11 @@ def _judge(weighted: WeightedReward, group: list[Rollout]) -> list[float | None]
     """One reward on one group, its answer checked."""
     name = weighted.name
     try:
-        values = list(weighted.reward.score_group(group))
+        # one more than expected is enough to see that there are too many, also of an endless generator
+        values = list(islice(weighted.reward.score_group(tuple(group)), len(group) + 1))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}, line {frame.lineno}"
         raise UserError(f"reward '{name}' raised {type(error).__name__}: {error} ({where})") from error
@@ -96,8 +98,10 @@ def _judge(weighted: WeightedReward, group: list[Rollout]) -> list[float | None]
     checked: list[float | None] = []
     for value in values:
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError("text is no number")  # noqa: TRY301 - though float() would read it as one
             checked.append(None if value is None else float(value))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"reward '{name}' returned {value!r} of type {type(value).__name__}; expected a number or None"
             ) from error

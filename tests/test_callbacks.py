@@ -254,7 +254,8 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_its_curve_and_its_closing_
 
 
 def test_a_resumed_run_trains_with_the_learning_rate_it_was_asked_for(tmp_path, tiny_llama):
-    trainer(tmp_path, LastCheckpoint(tmp_path), max_steps=1).fit(grpo(tiny_llama, lr=0.25), loader())
+    first = trainer(tmp_path, OptimizerOptions(), LastCheckpoint(tmp_path), max_steps=1)
+    first.fit(grpo(tiny_llama, lr=0.25), loader())
     again = trainer(tmp_path, OptimizerOptions(), max_steps=2, enable_checkpointing=False)
     again.fit(grpo(tiny_llama, lr=0.5), loader(), ckpt_path=tmp_path / "last.ckpt")
     (group,) = again.optimizers[0].param_groups
@@ -266,12 +267,31 @@ def test_a_scheduled_learning_rate_keeps_its_place_when_a_resumed_run_asks_for_a
     def halving(optimizer):
         return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
 
-    trainer(tmp_path, LastCheckpoint(tmp_path), max_steps=2).fit(
-        grpo(tiny_llama, lr=0.5, lr_scheduler=halving), loader()
-    )
+    first = trainer(tmp_path, OptimizerOptions(), LastCheckpoint(tmp_path), max_steps=2)
+    first.fit(grpo(tiny_llama, lr=0.5, lr_scheduler=halving), loader())
     again = trainer(tmp_path, OptimizerOptions(), max_steps=3, enable_checkpointing=False)
     again.fit(grpo(tiny_llama, lr=2.0, lr_scheduler=halving), loader(), ckpt_path=tmp_path / "last.ckpt")
     assert again.optimizers[0].param_groups[0]["lr"] == 2.0 / 8  # halved three times in all
+
+
+def test_a_scheduler_that_starts_below_the_asked_rate_is_left_alone_on_fresh_and_resumed_runs(tmp_path, tiny_llama):
+    def warming_up(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=8, cycle_momentum=False)
+
+    def rates(steps, **options):
+        run = trainer(tmp_path, OptimizerOptions(), LastCheckpoint(tmp_path), max_steps=steps)
+        run.fit(grpo(tiny_llama, lr=1.0, lr_scheduler=warming_up), loader(), **options)
+        return run.optimizers[0].param_groups[0]["lr"]
+
+    alone = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warming_up(alone)
+    expected = []
+    for _ in range(4):
+        alone.step()
+        schedule.step()
+        expected.append(alone.param_groups[0]["lr"])
+    assert rates(2) == expected[1]
+    assert rates(4, ckpt_path=tmp_path / "last.ckpt") == expected[3]
 
 
 # ---------------------------------------------------------------------- validate and predict

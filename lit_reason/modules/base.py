@@ -275,10 +275,20 @@ class Reasoner(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lit_reason"] = {"phase": self.phase, "base_metrics": self.base_metrics}
+        checkpoint["lit_reason"] = {
+            "module": type(self).__name__,
+            "phase": self.phase,
+            "base_metrics": self.base_metrics,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint.get("lit_reason", {})
+        written_by = ours.get("module")
+        if written_by is not None and written_by not in {cls.__name__ for cls in type(self).__mro__}:
+            raise UserError(
+                f"ckpt_path: the checkpoint was written by {written_by}, not {type(self).__name__}. To train its "
+                "policy further, give the run's folder 'model' as policy.model"
+            )
         self.phase = ours.get("phase", 0)
         self.base_metrics = ours.get("base_metrics")
 
