@@ -156,7 +156,7 @@ class OptimizerOptions(Callback):
             changed = {name: value for name, value in asked.items() if before.get(name) != value}
             scale = asked["lr"] / before["lr"] if "lr" in changed and before["lr"] else 1.0
             for group in optimizer.param_groups:
-                rates = {
+                rates: dict[str, Any] = {
                     name: group[name] * scale for name in ("lr", "initial_lr", "max_lr", "min_lr") if name in group
                 }
                 if group["lr"] == before["lr"]:

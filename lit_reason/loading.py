@@ -101,13 +101,15 @@ def load_model(model: str, *, revision: str | None, dtype: str, attention: str |
     if attention is not None:
         options["attn_implementation"] = attention
     if not random_weights:
-        load = partial(AutoModelForCausalLM.from_pretrained, where, revision=revision, output_loading_info=True)
-        loaded: tuple[Any, dict[str, Any]] = _attempt("model", model, lambda: load(**options))
-        missing = sorted(loaded[1]["missing_keys"])
+        load: Callable[..., Any] = partial(
+            AutoModelForCausalLM.from_pretrained, where, revision=revision, output_loading_info=True
+        )
+        lm, found = _attempt("model", model, lambda: load(**options))
+        missing = sorted(found["missing_keys"])
         if missing:
             lacks = f"{len(missing)} weights are missing, such as {missing[0]}"
             raise UserError(f"policy.model: the weights of '{model}' do not fit its config.json: {lacks}")
-        return loaded[0]
+        return lm
     config = _attempt("model", model, lambda: AutoConfig.from_pretrained(where, revision=revision))
     fresh = _attempt("model", model, lambda: AutoModelForCausalLM.from_config(config, **options))
     with suppress(OSError):  # not every checkpoint has one; then the model's own default stays
