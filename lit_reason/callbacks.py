@@ -114,8 +114,9 @@ class Samples(Callback):
             self._write(module.last_validation, step, "validation")
 
     def _show(self, group: list[Rollout], title: str) -> None:
-        """The best and the worst, and what lies between, as many as there is room for."""
-        ranked = sorted(group, key=lambda r: -1e9 if r.reward is None else r.reward, reverse=True)
+        """The best and the worst, and what lies between, as many as there is room for, each text once."""
+        distinct = {rollout.text: rollout for rollout in reversed(group)}.values()
+        ranked = sorted(distinct, key=lambda r: -1e9 if r.reward is None else r.reward, reverse=True)
         half = self.rows // 2
         shown = ranked if len(ranked) <= self.rows else ranked[: self.rows - half] + ranked[len(ranked) - half :]
         rich.get_console().print(sample_table(shown, title))

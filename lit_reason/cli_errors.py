@@ -107,8 +107,24 @@ def check_configs(paths: Sequence[str]) -> None:
             raise UserError(f"{path}{line}: invalid YAML: {error.problem or error.context}") from error
         except yaml.YAMLError as error:
             raise UserError(f"{path}: invalid YAML: {one_line(str(error))}") from error
+        except RecursionError as error:
+            raise UserError(f"{path}: invalid YAML: nested too deeply") from error
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{path}: expected a mapping with the keys model, data and trainer")
+        if circle := _cycle(node, [], set()):
+            raise UserError(f"{path}:{circle}: an alias stands inside what it stands for; write the value out")
+
+
+def _cycle(node: yaml.Node, above: list[yaml.Node], done: set[int]) -> int:
+    """Line of a node that contains itself through an alias, which parsers follow for ever; 0 when there is none."""
+    if any(node is outer for outer in above):
+        return node.start_mark.line + 1
+    if id(node) in done or isinstance(node, yaml.ScalarNode):
+        return 0
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(item,) for item in node.value]
+    line = max((_cycle(child, [*above, node], done) for pair in pairs for child in pair), default=0)
+    done.add(id(node))
+    return line
 
 
 def explain(message: str, parser: OneLineParser) -> str:

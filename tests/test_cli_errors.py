@@ -119,6 +119,8 @@ def test_a_config_that_lacks_what_is_required_says_what(fit):
     ("text", "message"),
     [
         ("a: [1\nb: 2\n", "bad.yaml:2: invalid YAML: expected ',' or ']'"),
+        ("model: &a {class_path: GRPO, init_args: *a}\n", "bad.yaml:1: an alias stands inside what it stands for"),
+        ("a: " + "[" * 3000, "bad.yaml: invalid YAML: nested too deeply"),
         ("a:\n\t- 1\n", "bad.yaml:2: invalid YAML: found character"),
         ("- a\n", "bad.yaml: expected a mapping with the keys model, data and trainer"),
         ("hello", "bad.yaml: expected a mapping with the keys model, data and trainer"),

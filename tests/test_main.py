@@ -1,11 +1,16 @@
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
 import lit_reason
 from lit_reason.__main__ import INTERRUPTED, guarded, main
 from lit_reason.types import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -70,9 +75,51 @@ def test_the_debug_option_may_stand_anywhere(monkeypatch, tmp_path):
         main(["fit", "--config", "nowhere.yaml", "--debug"])
 
 
-def test_an_error_of_the_program_keeps_its_traceback():
+def test_an_error_nobody_foresaw_is_one_line_that_says_where_and_debug_shows_its_traceback(capsys, monkeypatch):
+    assert guarded(lambda: 1 // 0) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(part in error for part in ("ZeroDivisionError", "test_main.py, line", "--debug"))
+    monkeypatch.setenv("LIT_REASON_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         guarded(lambda: 1 // 0)
+
+
+def test_a_terminated_run_exits_143_and_keeps_its_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "lit_reason", "fit", "--config", str(ROOT / "configs" / "grpo.yaml")]
+    options = ["--run_dir", "run", "--data.validation_problems", "4", "--data.prompts_per_step", "1"]
+    options += ["--trainer.val_check_interval", "1", "--trainer.max_steps", "1000"]
+    with subprocess.Popen([*command, *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        deadline = time.monotonic() + 120
+        while not checkpoint.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        run.terminate()
+        assert run.wait(60) == 143
+        assert "Traceback" not in run.stderr.read()
+    assert torch.load(checkpoint, weights_only=True)["global_step"] >= 1
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, capsys, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    assert main(["fit", "--config", str(ROOT / "configs" / "grpo.yaml"), "--ckpt_path", "bad.ckpt"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ckpt_path: 'bad.ckpt' cannot be read")
+    assert error.count("\n") == 1
+
+
+def test_a_checkpoint_that_carries_code_is_refused_unexecuted(tmp_path, capsys, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    assert main(["fit", "--config", str(ROOT / "configs" / "grpo.yaml"), "--ckpt_path", "evil.ckpt"]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
