@@ -61,7 +61,7 @@ class PolicyOptions:
         attention: attention implementation of transformers (sdpa, eager, flash_attention_2, ...); None is its choice.
         chat_template: a Jinja file, or `think` for the built-in think/answer template; None takes the tokenizer's own.
         lora: train adapters only.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         random_weights: keep architecture and tokenizer, but start from fresh random weights.
     """
 

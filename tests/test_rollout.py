@@ -27,7 +27,8 @@ def test_each_problem_gets_its_group_in_order(policy: Policy) -> None:
 
 
 def test_finish_reason_says_whether_the_model_ended_by_itself(policy: Policy) -> None:
-    rollouts = roll_out(policy, problems("1 + 1"), Sampling(max_new_tokens=40, temperature=2.0), 16)
+    rollouts = roll_out(policy, problems("1 + 1"), Sampling(max_new_tokens=40, temperature=2.0), 64)
+    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
     for rollout in rollouts:
         ended = int(rollout.completion_ids[-1]) in policy.eos_ids
         assert rollout.finish_reason == ("stop" if ended else "length")
