@@ -146,3 +146,19 @@ def test_broken_and_clashing_plugins_are_named_with_their_distributions(
         code, error = fit("--model.init_args.rewards", f"[{name}]")
         assert code != 0
         assert all(word in error for word in words), error
+
+
+def test_an_option_set_below_a_task_says_how_to_write_the_task(fit: Callable[..., tuple[int, str]]) -> None:
+    code, error = fit("--data.task.dataset.path", "other.jsonl")
+    assert code != 0
+    assert "write the task whole" in error
+
+
+def test_a_config_in_a_subfolder_is_named_with_its_line(
+    fit: Callable[..., tuple[int, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    text = (tmp_path / "config.yaml").read_text().replace("[accuracy]", "[acuracy]")
+    (tmp_path / "sub" / "config.yaml").write_text(text)
+    assert main(["fit", "--config", "sub/config.yaml"]) == 2
+    assert "error: sub/config.yaml:8: model.rewards: no reward named 'acuracy'" in capsys.readouterr().err
