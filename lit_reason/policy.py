@@ -8,7 +8,7 @@ training (`reference`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_reason.attention import SharedPrompts, UnknownAttentionError, install, no_mask
 from lit_reason.loading import load_chat_template, load_model, load_tokenizer
 from lit_reason.types import Message, MicroBatch, Problem, UserError
 
@@ -91,6 +92,7 @@ class Policy(nn.Module):
         pad_id: filler for padding; never trusted to tell padding from text.
         context: the most tokens the model can read, or None when it does not say.
         packs: whether the architecture keeps sequences packed into one row apart.
+        window: the longest sequence that `lit_reason.attention` computes as the model does; 0 where it cannot at all.
     """
 
     def __init__(self, options: PolicyOptions) -> None:
@@ -121,9 +123,11 @@ class Policy(nn.Module):
         if options.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model: nn.Module = lm if options.lora is None else _with_adapter(lm, options)
+        self.window = 0
         # a list hides the frozen copy from parameters(), state_dict() and DDP
         self._frozen_reference: list[nn.Module] = []
         self.packs = self._check_architecture()
+        self.window = self._install_layouts()
         self.train()  # transformers loads in eval mode, in which gradient checkpointing does nothing
 
     # ------------------------------------------------------------------ text to tokens and back
@@ -178,7 +182,12 @@ class Policy(nn.Module):
         input_ids, position_ids = batch.input_ids, batch.position_ids
         if "flash" in (self.options.attention or ""):  # it tells sequences apart in an input of one row only
             input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
-        hidden = lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        options: dict[str, Any] = {}
+        if batch.layout is not None:
+            options = {"layout": batch.layout, "attention_mask": no_mask(input_ids.device)}
+        hidden = lm.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **options
+        ).last_hidden_state
         hidden_ND = hidden.flatten(0, 1)[batch.scored[batch.present]]  # noqa: N806 - shape suffix: N tokens, width D
         logp_N, entropy_N = self._score_tokens(hidden_ND, batch.targets[batch.present], temperature)  # noqa: N806
         logprobs = torch.zeros(batch.targets.shape, dtype=torch.float32, device=hidden.device)
@@ -222,11 +231,18 @@ class Policy(nn.Module):
 
     # ------------------------------------------------------------------ what it says, and said before
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Tensor], **sampling: Any) -> list[Tensor]:  # noqa: ANN401 - GenerationConfig's options
+    def generate(
+        self,
+        prompts: Sequence[Tensor],
+        *,
+        logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+        **sampling: Any,  # noqa: ANN401 - GenerationConfig's options
+    ) -> list[Tensor]:
         """Sample one completion for each prompt with transformers' `generate`.
 
         Args:
             prompts: (P_i,) int64 each.
+            logits_processor: (input ids, logits) -> logits, as transformers wants them.
             sampling: options of transformers' GenerationConfig (do_sample, temperature, max_new_tokens, ...).
 
         Returns:
@@ -247,6 +263,7 @@ class Policy(nn.Module):
             output = self.model.generate(  # type: ignore[operator]  # PreTrainedModel or PeftModel, both have it
                 input_ids=ids.to(lm.device),
                 attention_mask=attention.to(lm.device),
+                logits_processor=list(logits_processor),
                 generation_config=GenerationConfig(
                     eos_token_id=self.eos_ids, pad_token_id=self.pad_id, disable_compile=True, **sampling
                 ),
@@ -283,6 +300,24 @@ class Policy(nn.Module):
             yield
         finally:
             self.model = trained
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside, adapters are part of the weights they adapt: as fast as a model without. Outside, all is as before."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        kept: list[tuple[Any, Tensor]] = []
+        try:
+            for layer in layers:
+                base = layer.get_base_layer().weight
+                kept.append((base, base.data))
+                layer.merge(safe_merge=True)  # writes to a copy, so the weight can be put back to the bit
+            yield
+        finally:
+            for layer, (base, weight) in zip(layers, kept, strict=False):
+                base.data = weight
+                layer.merged_adapters.clear()
 
     # ------------------------------------------------------------------ the model underneath
     @property
@@ -331,6 +366,41 @@ class Policy(nn.Module):
             )
         twice = lm.base_model(input_ids=ids.repeat(1, 2), position_ids=positions.repeat(1, 2), use_cache=False)
         return torch.allclose(twice.last_hidden_state[0, 4:].float(), hidden, rtol=0.01, atol=0.01)
+
+    @torch.no_grad()
+    def _install_layouts(self) -> int:
+        """Let `lit_reason.attention` say what attends to what, if two completions of one prompt then come out right.
+
+        Returns:
+            The longest sequence for which they do; 0 for an architecture whose attention is not known.
+        """
+        lm = self.causal_lm
+        config = lm.config.get_text_config()
+        if self.options.attention not in (None, "sdpa") or not install(lm):
+            return 0
+        ids, positions = torch.arange(5)[None] % config.vocab_size, torch.tensor([[0, 1, 2, 2, 3]])
+        sequences = [torch.tensor([0, 1, 3, 4]), torch.tensor([0, 1, 2])]
+        layout = SharedPrompts(sequences, 5)
+        try:
+            found = lm.base_model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=no_mask(ids.device),
+                use_cache=False,
+                layout=layout,
+            ).last_hidden_state[0]
+            right = True
+            for sequence in sequences:
+                alone = {"input_ids": ids[:, sequence], "position_ids": positions[:, sequence]}
+                expected = lm.base_model(**alone, use_cache=False).last_hidden_state[0]
+                right &= torch.allclose(found[sequence].float(), expected.float(), rtol=0.01, atol=0.01)
+        except (UnknownAttentionError, TypeError, AttributeError):  # it does not pass on what it is given
+            right = False
+        if not right:
+            lm.set_attn_implementation("sdpa")
+            return 0
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([w for w in windows if w] + [10**9])
 
     def _find_turn_end(self) -> int:
         """The end-of-sequence id the chat template writes after an assistant turn (Gemma has one of its own)."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lit_reason.attention import SharedPrompts
+
 Message = dict[str, str]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
 
@@ -119,6 +121,7 @@ class MicroBatch:
         advantages: (B, T) float32.
         old_logprobs: (B, T) float32, or None while the policy has not moved.
         reference_logprobs: (B, T) float32, or None when the loss needs no reference.
+        layout: what attends to what, where prompts are shared by their completions; None for rows as described.
     """
 
     input_ids: Tensor
@@ -130,6 +133,7 @@ class MicroBatch:
     advantages: Tensor
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
+    layout: SharedPrompts | None = None
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -117,7 +117,7 @@ class Reasoner(LightningModule, ABC):
         self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None
     ) -> list[Rollout]:
         """`group_size` completions of every problem that fits the context, group by group, without gradient."""
-        stream = (self.seed, self.phase, self.global_rank)
+        stream = (self.seed, self.phase)
         return roll_out(self.policy, problems, sampling or self.sampling, group_size, stream=stream)
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
@@ -190,7 +190,7 @@ class Reasoner(LightningModule, ABC):
         self._check_room(len(greedy), len(problems))
         sampled: list[list[Rollout]] = []
         if self.validation_samples:
-            stream = (self.seed, VALIDATION_STREAM, self.global_rank, batch_idx)
+            stream = (self.seed, VALIDATION_STREAM)
             flat = roll_out(self.policy, problems, self.sampling, self.validation_samples, stream=stream)
             n = self.validation_samples
             sampled = [flat[i : i + n] for i in range(0, len(flat), n)]

@@ -166,7 +166,7 @@ class RejectionSampling(Reasoner):
         if not hinted:
             return []
         plain = {id(h): p for h, p in zip(hinted, [p for p in problems if p.answer is not None], strict=True)}
-        stream = (self.seed, self.phase, self.global_rank, HINT_STREAM)
+        stream = (self.seed, self.phase, HINT_STREAM)
         accepted = self.select(self.score(roll_out(self.policy, hinted, self.sampling, self.group_size, stream=stream)))
         for rollout in accepted:
             rollout.problem = plain[id(rollout.problem)]
