@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_reason.types import LossInputs, LossOutput, UserError
+from lit_reason.types import LossInputs, LossOutput, UserError, Window
 
 Aggregation = Literal["token", "sequence", "fixed", "micro_batch"]
 
@@ -84,6 +84,8 @@ class PolicyLoss(Loss):
     def __call__(self, inputs: LossInputs) -> LossOutput:
         inputs = _zero_behind_mask(inputs)
         per_token, metrics = self.surrogate(inputs)
+        if inputs.weights is not None:  # the policy term alone: the KL term is no expectation over the sampler
+            per_token = per_token * inputs.weights
         if self.needs_reference:
             if inputs.reference_logprobs is None:
                 raise ValueError("beta is not 0, but no reference log-probabilities were computed")
@@ -96,13 +98,14 @@ class PolicyLoss(Loss):
 
 def _zero_behind_mask(inputs: LossInputs) -> LossInputs:
     """The same inputs with 0 wherever the mask is False: 0 * inf there would otherwise poison the gradient."""
-    reference = inputs.reference_logprobs
+    reference, weights = inputs.reference_logprobs, inputs.weights
     return replace(
         inputs,
         logprobs=torch.where(inputs.mask, inputs.logprobs, 0.0),
         old_logprobs=torch.where(inputs.mask, inputs.old_logprobs, 0.0),
         advantages=torch.where(inputs.mask, inputs.advantages, 0.0),
         reference_logprobs=None if reference is None else torch.where(inputs.mask, reference, 0.0),
+        weights=None if weights is None else torch.where(inputs.mask, weights, 0.0),
     )
 
 
@@ -160,3 +163,30 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1"
     if kind == "k2":
         return 0.5 * d.square()
     return d.exp() - d - 1.0
+
+
+def skips_zero_advantages(loss: Loss) -> bool:
+    """Whether completions whose advantages are all zero change nothing, so that they need no forward pass.
+
+    Found by trying: of two completions one has no advantage; the gradient must be the same without it.
+    """
+    logprobs = torch.tensor([[-0.3, -1.7], [-0.9, -0.4]])
+    window = Window(sequences=2, tokens=4, micro_batches=1, max_completion_tokens=2)
+
+    def gradient(rows: int) -> Tensor:
+        trained = logprobs[:rows].clone().requires_grad_()
+        output = loss(
+            LossInputs(
+                logprobs=trained,
+                old_logprobs=logprobs[:rows] - 0.05,
+                advantages=torch.tensor([[1.0, 1.0], [0.0, 0.0]])[:rows],
+                mask=torch.ones(rows, 2, dtype=torch.bool),
+                entropies=torch.full((rows, 2), 0.5),
+                window=window,
+                reference_logprobs=logprobs[:rows] + 0.2,
+            )
+        )
+        return torch.autograd.grad(output.loss, trained)[0]
+
+    both, alone = gradient(2), gradient(1)
+    return torch.equal(both[:1], alone) and not bool(both[1].any())

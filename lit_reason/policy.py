@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_reason.attention import SharedPrompts, UnknownAttentionError, install, no_mask
+from lit_reason.attention import Family, SharedPrompts, UnknownAttentionError, install, no_mask
 from lit_reason.loading import load_chat_template, load_model, load_tokenizer
 from lit_reason.types import Message, MicroBatch, Problem, UserError
 
@@ -378,9 +378,9 @@ class Policy(nn.Module):
         config = lm.config.get_text_config()
         if self.options.attention not in (None, "sdpa") or not install(lm):
             return 0
-        ids, positions = torch.arange(5)[None] % config.vocab_size, torch.tensor([[0, 1, 2, 2, 3]])
-        sequences = [torch.tensor([0, 1, 3, 4]), torch.tensor([0, 1, 2])]
-        layout = SharedPrompts(sequences, 5)
+        ids, positions = torch.arange(5)[None] % config.vocab_size, torch.tensor([[0, 1, 2, 3, 2]])
+        sequences = [torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 4])]
+        layout = SharedPrompts([Family(start=0, prompt=2, completions=(2, 1))])
         try:
             found = lm.base_model(
                 input_ids=ids,

@@ -165,6 +165,8 @@ class LossInputs:
         entropies: entropy of the policy at each token, in nats; no gradient.
         window: totals to normalise by.
         reference_logprobs: under the reference policy, or None.
+        weights: what each token's policy term is multiplied by, because something else than the policy sampled it; no
+            gradient. None where nothing needs correcting.
     """
 
     logprobs: Tensor
@@ -174,6 +176,7 @@ class LossInputs:
     entropies: Tensor
     window: Window
     reference_logprobs: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(kw_only=True, slots=True)

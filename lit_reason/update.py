@@ -12,13 +12,15 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_reason.loss import Loss
+from lit_reason.attention import Family, SharedPrompts
+from lit_reason.loss import Loss, skips_zero_advantages
 from lit_reason.policy import Policy
 from lit_reason.types import LossInputs, MicroBatch, Problem, Rollout, UserError, Window
 
@@ -39,12 +41,17 @@ def minibatches(rollouts: Sequence[Rollout], count: int, generator: torch.Genera
     return [[rollouts[i] for i in order[a:b]] for a, b in pairwise(edges)]
 
 
-def micro_batches(rollouts: Sequence[Rollout], token_budget: int, *, packing: bool) -> list[list[Rollout]]:
+def micro_batches(
+    rollouts: Sequence[Rollout], token_budget: int, *, packing: bool = False, sharing: bool = False
+) -> list[list[Rollout]]:
     """Cut a window into groups whose input tensor holds at most `token_budget` tokens, longest rollouts first.
 
-    Sorting by length keeps padding small and memory independent of the window's longest completion. A rollout longer
-    than the budget gets a micro-batch of its own.
+    Sorting by length keeps padding small and memory independent of the window's longest completion; with `sharing`,
+    completions of one prompt stay side by side instead, and the prompt counts once. A rollout longer than the budget
+    gets a micro-batch of its own.
     """
+    if sharing:
+        return _sharing_prompts(rollouts, token_budget)
     groups: list[list[Rollout]] = []
     rows: list[int] = []  # tokens in each row of the group being filled
     for rollout in sorted(rollouts, key=_total_length, reverse=True):
@@ -57,6 +64,32 @@ def micro_batches(rollouts: Sequence[Rollout], token_budget: int, *, packing: bo
             groups.append([rollout])
             rows = []
         _place(rows, size, _total_length(groups[-1][0]) if packing else 0)
+    return groups
+
+
+def _sharing_prompts(rollouts: Sequence[Rollout], token_budget: int) -> list[list[Rollout]]:
+    by_prompt = sorted(_by_prompt(rollouts).values(), key=lambda group: _total_length(group[0]), reverse=True)
+    groups: list[list[Rollout]] = []
+    used = 0
+    for same in by_prompt:
+        prompt = len(same[0].prompt_ids)
+        fresh = True  # the prompt is not in the micro-batch yet
+        for rollout in same:
+            size = rollout.length + (prompt if fresh else 0)
+            if not groups or used + size > token_budget:
+                groups.append([])
+                used, size = 0, rollout.length + prompt
+            groups[-1].append(rollout)
+            used += size
+            fresh = False
+    return groups
+
+
+def _by_prompt(rollouts: Sequence[Rollout]) -> dict[bytes, list[Rollout]]:
+    """Rollouts with the same prompt tokens side by side, longest first."""
+    groups: dict[bytes, list[Rollout]] = {}
+    for rollout in sorted(rollouts, key=_total_length, reverse=True):
+        groups.setdefault(rollout.prompt_ids.numpy().tobytes(), []).append(rollout)
     return groups
 
 
@@ -74,39 +107,26 @@ def _place(rows: list[int], size: int, width: int) -> int:
     return len(rows) - 1
 
 
-def collate(rollouts: Sequence[Rollout], *, packing: bool = False) -> MicroBatch:
-    """Rollouts as one micro-batch, padded on the right, or packed first-fit into rows as wide as the longest.
+def collate(rollouts: Sequence[Rollout], *, packing: bool = False, sharing: bool = False) -> MicroBatch:
+    """Rollouts as one micro-batch: padded on the right, packed first-fit into rows as wide as the longest, or in a
+    single row that holds each prompt once, followed by its completions.
 
-    No attention mask is needed: real tokens never look right, at padding; and transformers keeps packed sequences apart
-    by the restarts of `position_ids`, which is also how padding after the last sequence of a packed row is kept apart.
+    No attention mask is needed: real tokens never look right, at padding; transformers keeps packed sequences apart by
+    the restarts of `position_ids`, which is also how padding after the last sequence of a packed row is kept apart; and
+    where prompts are shared, `MicroBatch.layout` says what attends to what.
     """
-    width = max(_total_length(r) for r in rollouts)
-    rows: list[int] = []
-    starts = []
-    for rollout in rollouts:
-        size = _total_length(rollout)
-        row = _place(rows, size, width if packing else 0)
-        starts.append((row, rows[row] - size))
-    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    position_ids = torch.arange(width).repeat(len(rows), 1)
     longest = max(1, *(r.length for r in rollouts))
     shape = (len(rollouts), longest)
     scored, targets = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     present, mask = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     advantages = torch.zeros(shape, dtype=torch.float32)
-    for b, (rollout, (row, start)) in enumerate(zip(rollouts, starts, strict=True)):
-        prompt, length = len(rollout.prompt_ids), rollout.length
-        end = start + prompt + length
-        input_ids[row, start:end] = torch.cat([rollout.prompt_ids, rollout.completion_ids])
-        position_ids[row, start:] = torch.arange(width - start)
-        if packing:
-            position_ids[row, end:] = torch.arange(width - end)
-        # the token before a completion token predicts it
-        scored[b, :length] = row * width + start + prompt - 1 + torch.arange(length)
-        targets[b, :length] = rollout.completion_ids
-        present[b, :length] = True
-        mask[b, :length] = learns(rollout)
-        advantages[b, :length] = torch.as_tensor(rollout.advantage, dtype=torch.float32)
+    for b, rollout in enumerate(rollouts):
+        targets[b, : rollout.length] = rollout.completion_ids
+        present[b, : rollout.length] = True
+        mask[b, : rollout.length] = learns(rollout)
+        advantages[b, : rollout.length] = torch.as_tensor(rollout.advantage, dtype=torch.float32)
+    place = _one_row if sharing else partial(_rows, packing=packing)
+    input_ids, position_ids, layout = place(rollouts, scored)
     return MicroBatch(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -117,7 +137,56 @@ def collate(rollouts: Sequence[Rollout], *, packing: bool = False) -> MicroBatch
         advantages=advantages,
         old_logprobs=_pad([r.old_logprobs for r in rollouts], longest),
         reference_logprobs=_pad([r.reference_logprobs for r in rollouts], longest),
+        layout=layout,
     )
+
+
+def _rows(rollouts: Sequence[Rollout], scored: Tensor, *, packing: bool) -> tuple[Tensor, Tensor, None]:
+    """Input and position ids (R, L) of whole sequences; fills in where each completion token is predicted."""
+    width = max(_total_length(r) for r in rollouts)
+    rows: list[int] = []
+    starts = []
+    for rollout in rollouts:
+        size = _total_length(rollout)
+        row = _place(rows, size, width if packing else 0)
+        starts.append((row, rows[row] - size))
+    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    position_ids = torch.arange(width).repeat(len(rows), 1)
+    for b, (rollout, (row, start)) in enumerate(zip(rollouts, starts, strict=True)):
+        prompt, length = len(rollout.prompt_ids), rollout.length
+        end = start + prompt + length
+        input_ids[row, start:end] = torch.cat([rollout.prompt_ids, rollout.completion_ids])
+        position_ids[row, start:] = torch.arange(width - start)
+        if packing:
+            position_ids[row, end:] = torch.arange(width - end)
+        # the token before a completion token predicts it
+        scored[b, :length] = row * width + start + prompt - 1 + torch.arange(length)
+    return input_ids, position_ids, None
+
+
+def _one_row(rollouts: Sequence[Rollout], scored: Tensor) -> tuple[Tensor, Tensor, SharedPrompts]:
+    """Input and position ids (1, N) with each prompt once, and what attends to what."""
+    number = {id(rollout): b for b, rollout in enumerate(rollouts)}
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    families: list[Family] = []
+    end = 0
+    for same in _by_prompt(rollouts).values():
+        prompt = len(same[0].prompt_ids)
+        families.append(Family(start=end, prompt=prompt, completions=tuple(r.length for r in same)))
+        ids.append(same[0].prompt_ids)
+        positions.append(torch.arange(prompt))
+        last_of_prompt = end + prompt - 1
+        end += prompt
+        for rollout in same:
+            ids.append(rollout.completion_ids)
+            positions.append(torch.arange(prompt, prompt + rollout.length))
+            # its first token is predicted by the end of the prompt, every other one by the token before
+            predicted_by = torch.arange(end - 1, end + rollout.length - 1)
+            predicted_by[:1] = last_of_prompt
+            scored[number[id(rollout)], : rollout.length] = predicted_by
+            end += rollout.length
+    return torch.cat(ids)[None], torch.cat(positions)[None], SharedPrompts(families)
 
 
 def _pad(values: Sequence[Tensor | None], longest: int) -> Tensor | None:
@@ -141,7 +210,8 @@ class Updater:
         minibatches: optimizer steps cut from one pass over the rollouts.
         passes: passes over the rollouts.
         tokens_per_microbatch: most input tokens, padding included, in one forward and backward pass.
-        packing: put several sequences into a row of input.
+        packing: put several sequences into a row of input, where the architecture's attention is not known; where it is,
+            there is no padding at all and the completions of a prompt share it.
         gradient_clip: clip the gradient's norm to this; None never clips.
     """
 
@@ -167,6 +237,7 @@ class Updater:
         self.tokens_per_microbatch = tokens_per_microbatch
         self.packing = packing
         self.gradient_clip = gradient_clip
+        self.skips = loss.needs_advantages and skips_zero_advantages(loss)
 
     @property
     def policy(self) -> Policy:
@@ -186,47 +257,57 @@ class Updater:
         """
         learning = [r for r in rollouts if bool(learns(r).any())]
         generator = torch.Generator().manual_seed(seed)
+        passes = [minibatches(learning, self.minibatches, generator) for _ in range(self.passes)]
         if self.passes * self.minibatches > 1 and self.loss.needs_advantages:
-            self._fill(learning, "old_logprobs")
+            # the policy has not moved before the first window, whose own forward pass supplies them
+            self._fill([r for window in passes[0][1:] for r in window if not self._idle(r)], "old_logprobs")
         if self.loss.needs_reference:
             with self.policy.reference():
                 self._fill(learning, "reference_logprobs")
         history: dict[str, list[float]] = defaultdict(list)
-        for _ in range(self.passes):
-            for window in minibatches(learning, self.minibatches, generator):
+        for windows in passes:
+            for window in windows:
                 for name, value in self.step(window).items():
                     history[name].append(value)
         return {name: sum(values) / len(values) for name, values in history.items()}
 
+    def _idle(self, rollout: Rollout) -> bool:
+        """Whether a rollout adds nothing to the gradient, only to the normaliser."""
+        return self.skips and not bool(torch.as_tensor(rollout.advantage).any())
+
+    def _cut(self, rollouts: Sequence[Rollout]) -> list[tuple[list[Rollout], MicroBatch]]:
+        """Micro-batches of a window, and the rollouts in each."""
+        longest = max((_total_length(r) for r in rollouts), default=0)
+        sharing, packing = longest <= self.policy.window, self.packing and self.policy.packs
+        groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=packing, sharing=sharing)
+        return [(group, collate(group, packing=packing, sharing=sharing)) for group in groups]
+
     @torch.no_grad()
     def _fill(self, rollouts: Sequence[Rollout], field: str) -> None:
         """Store the log-probabilities the policy now gives, on each rollout."""
-        packing = self.packing and self.policy.packs
-        for group in micro_batches(rollouts, self.tokens_per_microbatch, packing=packing):
-            logprobs, _ = self.policy.logprobs(self._to_device(collate(group, packing=packing)), self.temperature)
-            for rollout, row in zip(group, logprobs.cpu(), strict=True):
-                setattr(rollout, field, row[: rollout.length].clone())
+        for group, batch in self._cut(rollouts):
+            _store(self.policy.logprobs(self._to_device(batch), self.temperature)[0], group, field)
 
     def step(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """One optimizer step on one window; none when the window is empty on every rank, for there is no gradient."""
-        packing = self.packing and self.policy.packs
-        groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=packing)
-        window, rounds = self._measure(rollouts, len(groups))
-        if rounds == 0:
+        parts = self._cut([r for r in rollouts if not self._idle(r)])
+        window, rounds, seen = self._measure(rollouts, parts)
+        if window.sequences == 0:
             return {}
-        batches = [collate(group, packing=packing) for group in groups]
         # ranks must run backward equally often, so a rank with fewer micro-batches adds some in which nothing learns
-        batches += [self._nothing()] * (rounds - len(groups))
+        parts += [([], self._nothing()) for _ in range(rounds - len(parts))]
         optimizer = self.module.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float32, device=self.module.device))
-        for index, batch in enumerate(batches):
-            with nullcontext() if index == len(batches) - 1 else self._no_sync():
-                self._backward(self._to_device(batch), window, sums)
+        for index, (group, batch) in enumerate(parts):
+            with nullcontext() if index == len(parts) - 1 else self._no_sync():
+                logprobs = self._backward(self._to_device(batch), window, sums)
+            if self.passes > 1 and batch.old_logprobs is None:
+                _store(logprobs, group, "old_logprobs")
         metrics = {name: float(self._reduce(value, "sum")) for name, value in sums.items()}
         loss = metrics.pop("loss", 0.0)
-        metrics = {name: value / max(window.tokens, 1.0) for name, value in metrics.items()}
+        metrics = {name: value / max(seen, 1.0) for name, value in metrics.items()}
         metrics["loss"] = loss
         metrics["grad_norm"] = self._clip(optimizer)
         metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
@@ -236,7 +317,8 @@ class Updater:
             scheduler.step()  # type: ignore[union-attr]  # one optimizer has one scheduler
         return metrics
 
-    def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> None:
+    def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> Tensor:
+        """Forward, loss and backward of a micro-batch; its log-probabilities (B, T)."""
         logprobs, entropies = self.policy.logprobs(batch, self.temperature)
         inputs = LossInputs(
             logprobs=logprobs,
@@ -254,20 +336,28 @@ class Updater:
         sums["entropy"] += torch.where(batch.mask, entropies, 0.0).sum()
         for name, value in output.metrics.items():
             sums[name] += value
+        return logprobs.detach()
 
-    def _measure(self, rollouts: Sequence[Rollout], groups: int) -> tuple[Window, int]:
-        """The window's totals over all ranks, and how many micro-batches every rank runs."""
+    def _measure(
+        self, rollouts: Sequence[Rollout], parts: Sequence[tuple[list[Rollout], MicroBatch]]
+    ) -> tuple[Window, int, float]:
+        """Over all ranks: the window's totals, how many micro-batches each rank runs, how many learning tokens they hold.
+
+        Rollouts that are skipped count in the totals, which the formulas divide by.
+        """
         tokens = sum(int(learns(r).sum()) for r in rollouts)
-        local = torch.tensor([len(rollouts), tokens, groups], device=self.module.device)
+        seen = sum(int(batch.mask.sum()) for _, batch in parts)
+        local = torch.tensor([len(rollouts), tokens, len(parts), seen], device=self.module.device)
         total = self._reduce(local, "sum").tolist()
-        rounds = int(self._reduce(torch.tensor(groups, device=self.module.device), "max"))
+        # at least one: with nothing but skipped rollouts the gradient is zero, and the optimizer still steps
+        rounds = max(1, int(self._reduce(torch.tensor(len(parts), device=self.module.device), "max")))
         window = Window(
             sequences=total[0],
             tokens=total[1],
             micro_batches=total[2],
             max_completion_tokens=self.max_completion_tokens,
         )
-        return window, rounds
+        return window, rounds, total[3]
 
     def _nothing(self) -> MicroBatch:
         """A micro-batch that learns nothing and still connects every parameter to the graph."""
@@ -275,7 +365,7 @@ class Updater:
         rollout = Rollout(
             problem=_NOBODY, prompt_ids=token, completion_ids=token, text="", mask=torch.zeros(1, dtype=torch.bool)
         )
-        batch = collate([rollout])
+        batch = collate([rollout], sharing=self.policy.window > 1)
         batch.old_logprobs = batch.reference_logprobs = torch.zeros(1, 1, dtype=torch.float32)
         return batch
 
@@ -316,3 +406,9 @@ class Updater:
             if isinstance(value, Tensor):
                 setattr(batch, name, value.to(self.module.device, non_blocking=True))
         return batch
+
+
+def _store(logprobs: Tensor, rollouts: Sequence[Rollout], field: str) -> None:
+    """Keep each rollout's row of (B, T) log-probabilities on it."""
+    for rollout, row in zip(rollouts, logprobs.cpu(), strict=False):
+        setattr(rollout, field, row[: rollout.length].clone())

@@ -118,7 +118,12 @@ class Reasoner(LightningModule, ABC):
     ) -> list[Rollout]:
         """`group_size` completions of every problem that fits the context, group by group, without gradient."""
         stream = (self.seed, self.phase)
-        return roll_out(self.policy, problems, sampling or self.sampling, group_size, stream=stream)
+        return roll_out(
+            self.policy, problems, sampling or self.sampling, group_size, stream=stream, on_group=self.on_group
+        )
+
+    def on_group(self, group: list[Rollout]) -> None:
+        """Called by `rollout` with each group as soon as its last completion has finished, while others generate."""
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """Minibatches -> micro-batches -> loss -> optimizer step."""

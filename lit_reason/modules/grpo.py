@@ -17,15 +17,17 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_reason.advantage import Advantage, advantages
-from lit_reason.modules.base import Reasoner, Stopwatch, check_problems
+from lit_reason.modules.base import Stopwatch, check_problems
+from lit_reason.modules.rewarded import Rewarded
 from lit_reason.plugins import LossRef, RewardRef
 from lit_reason.policy import PolicyOptions
-from lit_reason.reward import score_rollouts, weighted_rewards
+from lit_reason.reward import weighted_rewards
 from lit_reason.rollout import Sampling
+from lit_reason.scoring import Scorer
 from lit_reason.types import Problem, Rollout, UserError
 
 
-class GRPO(Reasoner):
+class GRPO(Rewarded):
     """Group Relative Policy Optimization and its family.
 
     Args:
@@ -37,6 +39,8 @@ class GRPO(Reasoner):
             std of all), `none` (the mean only, Dr. GRPO), `rloo` (the mean of the others).
         mask_truncated: completions cut off at `max_new_tokens` count neither in the loss nor in its normaliser.
         nonfinite: a reward of NaN or infinity is an `error`, or `mask`ed and counted.
+        reward_workers: processes of each rank that score groups while others still generate; worth it for rewards that
+            take milliseconds. 0 scores in the training process.
         optimizer: builds the optimizer from the trainable parameters.
         lr_scheduler: builds a scheduler from the optimizer; it steps once per optimizer step.
         sampling: how completions are drawn, in training and for sampled validation.
@@ -62,6 +66,7 @@ class GRPO(Reasoner):
         advantage: Advantage = "group",
         mask_truncated: bool = False,
         nonfinite: Literal["error", "mask"] = "error",
+        reward_workers: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
         sampling: Sampling = Sampling(),
@@ -96,20 +101,24 @@ class GRPO(Reasoner):
         self.advantage: Advantage = advantage
         self.mask_truncated = mask_truncated
         self.nonfinite: Literal["error", "mask"] = nonfinite
+        self.scorer = Scorer(self.rewards, workers=reward_workers, nonfinite=nonfinite)
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         check_problems(problems)
         watch = Stopwatch()
         rollouts = self.rollout(problems, self.group_size)
-        seconds = watch.seconds
+        rolled_out = watch.seconds
         self.last_rollouts = rollouts = self.score(rollouts)
-        self.log_rollouts(rollouts, len(problems) * self.group_size, seconds, [w.name for w in self.rewards])
+        scored = watch.seconds
+        self.log_rollouts(rollouts, len(problems) * self.group_size, rolled_out, [w.name for w in self.rewards])
         rollouts = self.credit(rollouts)
+        watch_update = Stopwatch()
         self.update(rollouts)
+        self.log_seconds(rollout=rolled_out, reward=scored - rolled_out, update=watch_update.seconds)
 
     def score(self, rollouts: list[Rollout]) -> list[Rollout]:
         """Every reward by name, and their weighted sum."""
-        masked = score_rollouts(rollouts, self.rewards, self.nonfinite)
+        masked = self.scorer.collect(rollouts)
         if self.nonfinite == "mask":
             self.log_phase({}, {f"nonfinite/{w.name}": float(masked[w.name]) for w in self.rewards})
         return rollouts

@@ -24,11 +24,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_reason.losses.cross_entropy import CrossEntropy
-from lit_reason.modules.base import Reasoner, Stopwatch, check_problems
+from lit_reason.modules.base import Stopwatch, check_problems
+from lit_reason.modules.rewarded import Rewarded
 from lit_reason.plugins import RewardRef
 from lit_reason.policy import PolicyOptions
-from lit_reason.reward import score_rollouts, weighted_rewards
+from lit_reason.reward import weighted_rewards
 from lit_reason.rollout import Sampling, roll_out
+from lit_reason.scoring import Scorer
 from lit_reason.types import Problem, Rollout, UserError
 
 Select = Literal["first", "shortest", "longest", "random"]
@@ -37,7 +39,7 @@ HINT_STREAM = 1
 """Tells the random stream of hinted samples from the plain ones of the same phase."""
 
 
-class RejectionSampling(Reasoner):
+class RejectionSampling(Rewarded):
     """Fine-tune the policy on its own verified samples (STaR, ReST, R1's fourth stage).
 
     Args:
@@ -50,6 +52,8 @@ class RejectionSampling(Reasoner):
         restart: begin every round from the base weights and a fresh optimizer, instead of continuing.
         rationalize: where no sample is good, sample again with the answer as a hint, and learn it without the hint.
         hint: how the hint is added to the last user turn; `{answer}` becomes the gold answer.
+        reward_workers: processes of each rank that score groups while others still generate; worth it for rewards that
+            take milliseconds. 0 scores in the training process.
         optimizer: builds the optimizer from the trainable parameters.
         lr_scheduler: builds a scheduler from the optimizer; it steps once per optimizer step.
         sampling: how completions are drawn.
@@ -77,6 +81,7 @@ class RejectionSampling(Reasoner):
         restart: bool = False,
         rationalize: bool = False,
         hint: str = "\n\nHint: the answer is {answer}.",
+        reward_workers: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
         sampling: Sampling = Sampling(),
@@ -112,15 +117,17 @@ class RejectionSampling(Reasoner):
         self.select_by: Select = select
         self.keep, self.restart = keep, restart
         self.rationalize, self.hint = rationalize, hint
+        self.scorer = Scorer(self.rewards, workers=reward_workers)
         self._base: dict[str, torch.Tensor] = {}
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         check_problems(problems)
         watch = Stopwatch()
         rollouts = self.rollout(problems, self.group_size)
-        seconds = watch.seconds
+        rolled_out = watch.seconds
         self.last_rollouts = rollouts = self.score(rollouts)
-        self.log_rollouts(rollouts, len(problems) * self.group_size, seconds, [w.name for w in self.rewards])
+        scored = watch.seconds
+        self.log_rollouts(rollouts, len(problems) * self.group_size, rolled_out, [w.name for w in self.rewards])
         accepted = self.select(rollouts)
         explained: list[Rollout] = []
         if self.rationalize:
@@ -131,16 +138,18 @@ class RejectionSampling(Reasoner):
         self._write(accepted)
         if self.restart and self.phase > 0:
             self._back_to_base()
+        watch_update = Stopwatch()
         if accepted or self.trainer.world_size > 1:
             self.update(accepted)
         else:
             rank_zero_warn(
                 f"round {self.phase}: no sample reached the threshold of {self.threshold}; nothing was learnt"
             )
+        self.log_seconds(rollout=rolled_out, reward=scored - rolled_out, update=watch_update.seconds)
 
     def score(self, rollouts: list[Rollout]) -> list[Rollout]:
         """Every reward by name, and their weighted sum."""
-        score_rollouts(rollouts, self.rewards)
+        self.scorer.collect(rollouts)
         return rollouts
 
     def select(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -167,7 +176,8 @@ class RejectionSampling(Reasoner):
             return []
         plain = {id(h): p for h, p in zip(hinted, [p for p in problems if p.answer is not None], strict=True)}
         stream = (self.seed, self.phase, HINT_STREAM)
-        accepted = self.select(self.score(roll_out(self.policy, hinted, self.sampling, self.group_size, stream=stream)))
+        rollouts = roll_out(self.policy, hinted, self.sampling, self.group_size, stream=stream, on_group=self.on_group)
+        accepted = self.select(self.score(rollouts))
         for rollout in accepted:
             rollout.problem = plain[id(rollout.problem)]
             rollout.prompt_ids = self.policy.render(rollout.problem.prompt, rollout.problem.think)
