@@ -185,7 +185,7 @@ class SharedPrompts:
         return indices, place.to(device)
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - gives the log-normaliser, too
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - gives the log-normaliser, too
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
 
@@ -201,13 +201,13 @@ class _TwoParts(torch.autograd.Function):
         out = torch.empty_like(q)
         normaliser = q.new_empty(q.shape[:2], dtype=torch.float32)  # (N, H)
         for start, count, length in _runs(families):
-            o, n = _flash(*_heads_first((q, k, v), start, count, length), 0.0, True, scale=scale)  # noqa: FBT003
+            o, n = flash(*_heads_first((q, k, v), start, count, length), 0.0, True, scale=scale)  # noqa: FBT003
             _put(out, o, start, count, length)
             _put(normaliser, n, start, count, length)
         for family in families:
             middle = family.start + family.prompt
             prompt = _heads_first((k, v), family.start, 1, family.prompt)
-            o, n = _flash(*_heads_first((q,), middle, 1, family.end - middle), *prompt, 0.0, False, scale=scale)  # noqa: FBT003
+            o, n = flash(*_heads_first((q,), middle, 1, family.end - middle), *prompt, 0.0, False, scale=scale)  # noqa: FBT003
             own_out, own_n = out[middle : family.end], normaliser[middle : family.end]
             other_out, other_n = o[0].transpose(0, 1), n[0].transpose(0, 1)
             own_out.lerp_(other_out, torch.sigmoid(other_n - own_n)[..., None].to(out.dtype))

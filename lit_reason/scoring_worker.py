@@ -95,22 +95,20 @@ class Worker(threading.Thread):
 
     def _begin(self) -> None:
         ours, theirs = _CONTEXT.Pipe()
-        _CONTEXT.set_forkserver_preload([__name__])  # imports torch once for all workers
+        _CONTEXT.set_forkserver_preload(["__main__", __name__])  # imported once for all workers, torch with them
         process = _CONTEXT.Process(target=_work, args=(theirs, self.nonfinite), name="reward worker")
         try:
             process.start()
-        except Exception as error:
-            raise UserError(f"a reward worker cannot start ({cause(error)}); set reward_workers: 0") from error
-        theirs.close()  # or the end of the process would not be seen
-        self.process, self.pipe, self.sent = process, ours, 0
-        try:
+            theirs.close()  # or the end of the process would not be seen
+            self.process, self.pipe, self.sent = process, ours, 0
             self._send(self.rewards)
             refusal: str | None = self._receive()
-        except (EOFError, OSError):
+        except Exception as error:
+            how = cause(error) if self.process is None else self._end()
             raise UserError(
-                f"a reward worker ended ({self._end()}) before it had started: a script that trains must do so below "
+                f"a reward worker could not start ({how}): a script that trains must do so below "
                 'if __name__ == "__main__", because workers import it; or set reward_workers: 0'
-            ) from None
+            ) from error
         if refusal is not None:
             self._end()
             raise UserError(refusal)
@@ -120,13 +118,13 @@ class Worker(threading.Thread):
             self._send(job.payload)
             while isinstance(answer := self._receive(), int):
                 job.judging = answer
-        except (EOFError, OSError):
+        except Exception:  # noqa: BLE001 - it has ended, or a reward has written into the pipe
             how = self._end()
             if job.judging < 0:
                 raise UserError(f"a reward worker ended ({how}) before it had read problem '{job.problem}'") from None
             raise UserError(
                 f"reward '{self.names[job.judging]}' ended the process it worked in ({how}) on problem "
-                f"'{job.problem}'; expected a value. Mend the reward; SIGKILL may mean that memory ran out"
+                f"'{job.problem}'; expected a value. Mend the reward; signal 9 may mean that memory ran out"
             ) from None
         if isinstance(answer, str):
             raise UserError(answer)
@@ -152,7 +150,7 @@ class Worker(threading.Thread):
         self.process.join()
         code: int = self.process.exitcode
         self.process = None
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"killed by signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
 
 
 class _Announced(Reward):

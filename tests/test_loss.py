@@ -124,6 +124,25 @@ def test_kl_is_added_outside_the_clip() -> None:
     assert float(output.metrics["kl"]) == pytest.approx(1 - LOG2)
 
 
+def test_weights_multiply_the_policy_term_and_not_the_kl_term() -> None:
+    x = inputs([[0.0, 0.0]], [[0.0, 0.0]], [1.0], [[1, 1]], reference=[[LOG2, LOG2]])
+    x.weights = torch.tensor([[2.0, 0.0]])
+    output = DAPO(beta=0.1)(x)
+    # ratio 1, A = 1: policy terms -2 and 0, KL terms 1 - log 2 each, averaged over two tokens
+    assert float(output.loss) == pytest.approx((-2.0 + 2 * 0.1 * (1 - LOG2)) / 2)
+    output.loss.backward()
+    # -r A weight plus beta (1 - e^d), d = log 2, over two tokens
+    torch.testing.assert_close(x.logprobs.grad, torch.tensor([[(-2.0 - 0.1) / 2, -0.1 / 2]]))
+
+
+def test_weights_behind_the_mask_leave_loss_and_gradient_alone() -> None:
+    plain, weighted = inputs(LOGP, OLD, ADV, MASK), inputs(LOGP, OLD, ADV, MASK)
+    weighted.weights = torch.where(weighted.mask, 1.0, math.nan)
+    for x in (plain, weighted):
+        GRPOLoss()(x).loss.backward()
+    torch.testing.assert_close(weighted.logprobs.grad, plain.logprobs.grad)
+
+
 def test_beta_zero_needs_no_reference() -> None:
     assert not GRPOLoss().needs_reference
     assert GRPOLoss(beta=0.01).needs_reference

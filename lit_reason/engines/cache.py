@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from lit_reason.attention import flash
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -114,9 +116,9 @@ class Decode:
         self.place = torch.tensor(place, device=device)  # (S,) and back
         self.prompt_hidden: Tensor | None = None
         if min(prompt_lengths) < self.prompt_width:
-            lengths = torch.tensor(prompt_lengths, device=device)[group_of_row]
+            lengths = torch.tensor(prompt_lengths, device=device)
             columns = torch.arange(self.prompt_width, device=device)
-            self.prompt_hidden = (columns >= lengths[:, None])[:, None, None]  # (S, 1, 1, P)
+            self.prompt_hidden = (columns >= lengths[:, None])[:, None, None]  # (G, 1, 1, P)
 
     def step(self, column: int, first: int, last: int, own_hidden: Tensor | None) -> None:
         """Say where this step writes, and which columns first <= c < last it reads, less those hidden (S, 1, 1, _)."""
@@ -130,17 +132,31 @@ class Decode:
         own_v[:rows, :, self.column] = value[:, :, 0]
         own_k, own_v = (x[:rows, :, self.first : self.last] for x in (own_k, own_v))
         prompt_k, prompt_v = (x[: self.groups, :, : self.prompt_width] for x in self.prompts.layer(layer, key))
-        q = query.view(rows, kv_heads, heads // kv_heads, width) * scale
-        on_prompt = self._by_row(self._by_group(q) @ prompt_k.transpose(2, 3), heads // kv_heads)
-        on_own = q @ own_k.transpose(2, 3)
-        if self.prompt_hidden is not None:
-            on_prompt = on_prompt.masked_fill(self.prompt_hidden, -torch.inf)
-        if self.own_hidden is not None:
-            on_own = on_own.masked_fill(self.own_hidden, -torch.inf)
-        weights = torch.cat([on_prompt, on_own], -1).softmax(-1)
-        of_prompt, of_own = weights.split([self.prompt_width, self.last - self.first], -1)
-        out = self._by_row(self._by_group(of_prompt) @ prompt_v, heads // kv_heads) + of_own @ own_v
+        repeats = heads // kv_heads
+        q = query.view(rows, kv_heads, repeats, width)
+        if q.device.type == "cpu":
+            # each part by itself, joined by their log-normalisers
+            prompt_out, prompt_n = flash(
+                self._by_group(q), prompt_k, prompt_v, attn_mask=self._shown(self.prompt_hidden), scale=scale
+            )
+            own_out, own_n = flash(q, own_k, own_v, attn_mask=self._shown(self.own_hidden), scale=scale)
+            weight = torch.sigmoid(self._by_row(prompt_n[..., None], repeats) - own_n[..., None])
+            out = own_out.lerp_(self._by_row(prompt_out, repeats), weight.to(own_out.dtype))
+        else:
+            on_prompt = self._by_group(q * scale) @ prompt_k.transpose(2, 3)
+            on_own = (q * scale) @ own_k.transpose(2, 3)
+            if self.prompt_hidden is not None:
+                on_prompt = on_prompt.masked_fill(self.prompt_hidden, -torch.inf)
+            if self.own_hidden is not None:
+                on_own = on_own.masked_fill(self.own_hidden, -torch.inf)
+            weights = torch.cat([self._by_row(on_prompt, repeats), on_own], -1).softmax(-1)
+            of_prompt, of_own = weights.split([self.prompt_width, self.last - self.first], -1)
+            out = self._by_row(self._by_group(of_prompt) @ prompt_v, repeats) + of_own @ own_v
         return out.reshape(rows, 1, heads, width)
+
+    @staticmethod
+    def _shown(hidden: Tensor | None) -> Tensor | None:
+        return None if hidden is None else ~hidden
 
     def _by_group(self, x: Tensor) -> Tensor:
         """(S, K, r, D) -> (G, K, most * r, D)."""

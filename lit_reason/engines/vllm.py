@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class VLLM(Engine):
-    """Completions from one or several vLLM servers, 0.11 or newer.
+    """Completions from one or several vLLM servers, 0.16 or newer.
 
     Start them with, for adapters (`policy.lora`; vLLM knows no DoRA, and its --max-lora-rank is 16 unless told):
 
@@ -49,17 +49,18 @@ class VLLM(Engine):
     reaches the port change the server's weights: keep it inside a trusted network.
 
     Each completion is a request of its own with its own seed, so that it depends on the server's arithmetic but not on
-    the order of requests; `sampling.concurrent` requests are in flight at once, all servers together. With several
+    the order of requests; each rank has `sampling.concurrent` requests in flight, all servers together. With several
     servers, all started alike, a prompt's whole group goes to one, whose prefix cache then reads the prompt once.
 
     Log-probabilities are recorded at the sampling temperature, before top-p, top-k, min-p or a penalty. A server says
     either those before temperature and filters or those after both; which of the two is found out by asking it. Where
     neither is what is wanted (filters together with a temperature other than 1), none are recorded.
 
-    Not met yet: a real vLLM. All of this is written after vLLM's documentation and sources (0.28 to 0.32) and tested
-    against a server that speaks the same protocol around a transformers model. Adapter loading is the documented,
-    stable part; `reload_weights` with a path is a method of vLLM's workers that its development endpoint
-    `/collective_rpc` passes on to. NCCL and IPC weight transfer are not implemented.
+    Not met yet: a real vLLM. All of this is written after the documentation and sources of vLLM up to 0.32 and tested
+    against a server that speaks the same protocol around a transformers model. Loading adapters and pausing are
+    documented endpoints; full weights go through `reload_weights` with a path, a method of vLLM's workers that its
+    development endpoint `/collective_rpc` passes on to, and that vLLM is known to get wrong for hybrid Mamba models.
+    NCCL and IPC weight transfer are not implemented.
 
     Args:
         url: where a server listens, such as http://localhost:8000, or a list of such.
@@ -122,7 +123,7 @@ class VLLM(Engine):
             recorded = self._recorded(servers[0], model, requests[0], sampling)
             options = _options(policy, sampling)
 
-            def complete(job: tuple[int, int]) -> tuple[int, int, Completion]:
+            def complete(job: tuple[int, int]) -> tuple[int, int, dict[str, Any]]:
                 number, sample = job
                 home = number % len(servers)
                 body = options | {
@@ -130,11 +131,13 @@ class VLLM(Engine):
                     "prompt": requests[number].prompt_ids.tolist(),
                     "seed": requests[number].streams[sample],
                 }
-                server = servers[home]
-                return number, sample, _read(server.complete(body), server.url, policy, sampling, recorded=recorded)
+                return number, sample, servers[home].complete(body)
 
             jobs = [(number, sample) for number, r in enumerate(requests) for sample in range(len(r.streams))]
-            yield from _side_by_side(complete, jobs, sampling.concurrent)
+            for number, sample, choice in _side_by_side(complete, jobs, sampling.concurrent):
+                url = servers[number % len(servers)].url
+                # here, and not in the threads: a tokenizer is no thing to share
+                yield number, sample, _read(choice, url, policy, sampling, recorded=recorded)
 
     def _recorded(self, server: Server, model: str, request: Request, sampling: Sampling) -> bool:
         """Whether the server's log-probabilities are those wanted; an error where they could be and are not."""
@@ -255,7 +258,7 @@ def _read(choice: dict[str, Any], url: str, policy: Policy, sampling: Sampling, 
         got = f"{len(ids)} token_ids" if isinstance(ids, list) else "no token_ids"
         raise UserError(
             f"engine.url: {url} answered with {got}, expected 1 to {sampling.max_new_tokens} as asked for by "
-            "return_token_ids: use vLLM 0.11 or newer"
+            "return_token_ids: use vLLM 0.16 or newer"
         )
     said = (choice.get("logprobs") or {}).get("token_logprobs")
     if not isinstance(said, list) or len(said) != len(ids) or not all(isinstance(x, int | float) for x in said):

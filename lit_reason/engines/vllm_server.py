@@ -112,7 +112,10 @@ class Server:
             self.send("POST", "/v1/unload_lora_adapter", {"lora_name": replaces}, mend=RUNTIME_LORA)
 
     def reload(self, folder: Path) -> None:
-        """Read all weights anew from a folder that `save_pretrained` has written, with nothing generating meanwhile."""
+        """Read all weights anew from a folder that `save_pretrained` has written, with nothing generating meanwhile.
+
+        A server that fails at it stays paused: weights that were read by half must not answer.
+        """
         self.send("POST", "/pause?mode=wait", mend=DEV_MODE)
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         self.send("POST", "/collective_rpc", body, mend=DEV_MODE)
@@ -131,15 +134,14 @@ class Server:
             body: sent as JSON.
             mend: what to do when the server knows no such path.
         """
-        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
         patience = self.patience
         retrying = Retrying(
             retry=retry_if_exception_type(_FailedOnceError),
             stop=stop_after_attempt(patience.retries + 1),
-            wait=wait_exponential_jitter(
-                initial=patience.backoff_seconds, max=LONGEST_WAIT_SECONDS, jitter=patience.backoff_seconds
-            ),
+            wait=wait_exponential(multiplier=patience.backoff_seconds, max=LONGEST_WAIT_SECONDS)
+            + wait_random(0, patience.backoff_seconds),
             reraise=True,
         )
         try:
@@ -184,8 +186,8 @@ class Server:
             return response.json()
         except ValueError as error:
             raise UserError(
-                f"engine.url: {response.url} answered with something that is no JSON ({_one_line(response.text)}): it is "
-                "no vLLM server. Correct the address"
+                f"engine.url: {response.url} answered with something that is no JSON ({_one_line(response.text)}): "
+                "it is no vLLM server. Correct the address"
             ) from error
 
 
