@@ -69,11 +69,15 @@ def draw(
     if sampling.temperature == 0:
         tokens = kept_BV.argmax(-1)
     else:
-        total = (_drop(kept_BV, sampling)).softmax(-1).cumsum(-1)
+        kept_BV = _drop(kept_BV, sampling)  # noqa: N806
+        probabilities = kept_BV.softmax(-1)
+        total = probabilities.cumsum(-1)
         # below the last value, so that rounding never picks a token past the end, or one that was dropped
         at = torch.minimum(uniform_B.to(total.dtype) * total[:, -1], torch.nextafter(total[:, -1], total.new_zeros(1)))
         tokens = torch.searchsorted(total, at[:, None], right=True).squeeze(-1)
         tokens = tokens.clamp(max=logits_BV.shape[-1] - 1)  # logits that are no numbers; their log-probability says so
+        if kept_BV is plain_BV:
+            return tokens, probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
     logprobs = plain_BV.gather(-1, tokens[:, None]).squeeze(-1) - plain_BV.logsumexp(-1)
     return tokens, logprobs
 

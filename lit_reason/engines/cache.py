@@ -137,9 +137,9 @@ class Decode:
         if q.device.type == "cpu":
             # each part by itself, joined by their log-normalisers
             prompt_out, prompt_n = flash(
-                self._by_group(q), prompt_k, prompt_v, attn_mask=self._shown(self.prompt_hidden), scale=scale
+                self._by_group(q), prompt_k, prompt_v, attn_mask=_additive(self.prompt_hidden, q), scale=scale
             )
-            own_out, own_n = flash(q, own_k, own_v, attn_mask=self._shown(self.own_hidden), scale=scale)
+            own_out, own_n = flash(q, own_k, own_v, attn_mask=_additive(self.own_hidden, q), scale=scale)
             weight = torch.sigmoid(self._by_row(prompt_n[..., None], repeats) - own_n[..., None])
             out = own_out.lerp_(self._by_row(prompt_out, repeats), weight.to(own_out.dtype))
         else:
@@ -154,10 +154,6 @@ class Decode:
             out = self._by_row(self._by_group(of_prompt) @ prompt_v, repeats) + of_own @ own_v
         return out.reshape(rows, 1, heads, width)
 
-    @staticmethod
-    def _shown(hidden: Tensor | None) -> Tensor | None:
-        return None if hidden is None else ~hidden
-
     def _by_group(self, x: Tensor) -> Tensor:
         """(S, K, r, D) -> (G, K, most * r, D)."""
         if not self.in_order:
@@ -168,3 +164,8 @@ class Decode:
         """(G, K, most * r, D) -> (S, K, r, D)."""
         x = x.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
         return x if self.in_order else x[self.place]
+
+
+def _additive(hidden: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask to be added to scores."""
+    return None if hidden is None else like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
