@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 NAME = "lit_reason"
@@ -132,8 +132,9 @@ class SharedPrompts:
         self.reach = max(f.prompt + max(f.completions) for f in families)
         self._padded: tuple[list[Tensor], Tensor] | None = None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG002
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D)
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        # one type, as plain attention makes of them under autocast
+        q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (N, heads, D)
         repeats = q.shape[1] // k.shape[1]
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
@@ -150,8 +151,8 @@ class SharedPrompts:
         chunks, place = self._padded
         outputs = []
         for index in chunks:
-            parts = (x[index].transpose(1, 2) for x in (q, k, v))  # (b, H, L, D)
-            out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale)
+            of_q, of_k, of_v = (x[index].transpose(1, 2) for x in (q, k, v))  # (b, H, L, D)
+            out = F.scaled_dot_product_attention(of_q, of_k, of_v, is_causal=True, scale=scale)
             outputs.append(out.transpose(1, 2).flatten(0, 1))  # (b * L, H, D)
         return torch.cat(outputs)[place]
 
@@ -201,13 +202,13 @@ class _TwoParts(torch.autograd.Function):
         out = torch.empty_like(q)
         normaliser = q.new_empty(q.shape[:2], dtype=torch.float32)  # (N, H)
         for start, count, length in _runs(families):
-            o, n = flash(*_heads_first((q, k, v), start, count, length), 0.0, True, scale=scale)  # noqa: FBT003
+            o, n = flash(*_heads_first((q, k, v), start, count, length), 0.0, True, scale=scale)
             _put(out, o, start, count, length)
             _put(normaliser, n, start, count, length)
         for family in families:
             middle = family.start + family.prompt
             prompt = _heads_first((k, v), family.start, 1, family.prompt)
-            o, n = flash(*_heads_first((q,), middle, 1, family.end - middle), *prompt, 0.0, False, scale=scale)  # noqa: FBT003
+            o, n = flash(*_heads_first((q,), middle, 1, family.end - middle), *prompt, 0.0, False, scale=scale)
             own_out, own_n = out[middle : family.end], normaliser[middle : family.end]
             other_out, other_n = o[0].transpose(0, 1), n[0].transpose(0, 1)
             own_out.lerp_(other_out, torch.sigmoid(other_n - own_n)[..., None].to(out.dtype))

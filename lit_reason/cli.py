@@ -33,6 +33,9 @@ from lit_reason.callbacks import (
 )
 from lit_reason.cli_errors import OneLineParser, cause_of, check_configs, config_files
 from lit_reason.data import ReasoningData
+from lit_reason.engines.continuous import ContinuousBatching
+from lit_reason.engines.in_process import InProcess
+from lit_reason.engines.vllm import VLLM
 from lit_reason.modules.base import Reasoner
 from lit_reason.modules.grpo import GRPO
 from lit_reason.modules.rejection import RejectionSampling
@@ -43,7 +46,8 @@ from lit_reason.run_log import RunLogger
 from lit_reason.types import UserError
 
 MODELS = (SFT, GRPO, RejectionSampling)
-"""Importing them is what makes `class_path: SFT` known by its short name."""
+ENGINES = (InProcess, ContinuousBatching, VLLM)
+"""Importing them is what makes `class_path: SFT` and `engine: VLLM` known by their short names."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",

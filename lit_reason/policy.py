@@ -24,6 +24,8 @@ from lit_reason.types import Message, MicroBatch, Problem, UserError
 
 EMPTY_THINK = "<think> </think>"
 
+UNLIMITED = 10**9
+
 LOGIT_CHUNK = 2**25
 """How many logits the head holds at once: 128 MiB in float32, enough rows of any vocabulary to keep a GPU busy."""
 
@@ -306,7 +308,7 @@ class Policy(nn.Module):
         """Inside, adapters are part of the weights they adapt: as fast as a model without. Outside, all is as before."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         kept: list[tuple[Any, Tensor]] = []
         try:
             for layer in layers:
@@ -400,7 +402,7 @@ class Policy(nn.Module):
             lm.set_attn_implementation("sdpa")
             return 0
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return min([w for w in windows if w] + [10**9])
+        return min([int(w) for w in windows if w] + [UNLIMITED])
 
     def _find_turn_end(self) -> int:
         """The end-of-sequence id the chat template writes after an assistant turn (Gemma has one of its own)."""

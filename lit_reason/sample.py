@@ -64,7 +64,9 @@ def draw(
     kept_BV = plain_BV  # noqa: N806
     if seen_BV is not None:
         # the sign of a logit decides, so that the penalty always lowers it; temperature keeps signs
-        penalised = torch.where(kept_BV > 0, kept_BV / sampling.repetition_penalty, kept_BV * sampling.repetition_penalty)
+        penalised = torch.where(
+            kept_BV > 0, kept_BV / sampling.repetition_penalty, kept_BV * sampling.repetition_penalty
+        )
         kept_BV = torch.where(seen_BV, penalised, kept_BV)  # noqa: N806
     if sampling.temperature == 0:
         tokens = kept_BV.argmax(-1)

@@ -72,8 +72,7 @@ class Rollout:
         text: the completion decoded, without the end-of-sequence token.
         finish_reason: "stop" when the model ended by itself, "length" when it was cut off.
         mask: (T_i,) bool, True on tokens that learn; None means all of them.
-        sampler_logprobs: (T_i,) float32 under the policy that sampled, at the sampling temperature, or None when the
-            sampler is the trained policy itself and the trainer computes them.
+        sampler_logprobs: (T_i,) float32 as the engine reported them, at the sampling temperature; None where it cannot.
         old_logprobs: (T_i,) float32 under the policy before the first optimizer step of the phase; None while it has
             not moved, when the training forward itself supplies them.
         reference_logprobs: (T_i,) float32 under the reference policy, when the loss asks for it.
@@ -121,6 +120,7 @@ class MicroBatch:
         advantages: (B, T) float32.
         old_logprobs: (B, T) float32, or None while the policy has not moved.
         reference_logprobs: (B, T) float32, or None when the loss needs no reference.
+        sampler_logprobs: (B, T) float32 as the sampler reported them, or None when it did not.
         layout: what attends to what, where prompts are shared by their completions; None for rows as described.
     """
 
@@ -133,6 +133,7 @@ class MicroBatch:
     advantages: Tensor
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
     layout: SharedPrompts | None = None
 
 

@@ -1,4 +1,4 @@
-"""Stage 6: rollouts become optimizer steps; blind to the algorithm.
+"""Stage 6, second half: rollouts become optimizer steps; blind to the algorithm.
 
 A phase's rollouts are cut into windows (one optimizer step each), a window into micro-batches (one forward and backward
 each) by a token budget. Every normaliser is a total over the window and over all ranks, so a window's gradient does not
@@ -12,191 +12,18 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from itertools import pairwise
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_reason.attention import Family, SharedPrompts
+from lit_reason.batching import collate, learns, micro_batches, minibatches, total_length
+from lit_reason.correction import Correction, importance_weights
 from lit_reason.loss import Loss, skips_zero_advantages
 from lit_reason.policy import Policy
 from lit_reason.types import LossInputs, MicroBatch, Problem, Rollout, UserError, Window
 
 _NOBODY = Problem(prompt=[])
-
-
-def learns(rollout: Rollout) -> Tensor:
-    """(T_i,) bool, True on the tokens of a rollout that learn."""
-    return torch.ones(rollout.length, dtype=torch.bool) if rollout.mask is None else rollout.mask
-
-
-def minibatches(rollouts: Sequence[Rollout], count: int, generator: torch.Generator) -> list[list[Rollout]]:
-    """Cut rollouts into `count` windows of like size, shuffled when there is more than one; no size needs to divide."""
-    if count == 1:
-        return [list(rollouts)]
-    order = torch.randperm(len(rollouts), generator=generator).tolist()
-    edges = [round(i * len(order) / count) for i in range(count + 1)]
-    return [[rollouts[i] for i in order[a:b]] for a, b in pairwise(edges)]
-
-
-def micro_batches(
-    rollouts: Sequence[Rollout], token_budget: int, *, packing: bool = False, sharing: bool = False
-) -> list[list[Rollout]]:
-    """Cut a window into groups whose input tensor holds at most `token_budget` tokens, longest rollouts first.
-
-    Sorting by length keeps padding small and memory independent of the window's longest completion; with `sharing`,
-    completions of one prompt stay side by side instead, and the prompt counts once. A rollout longer than the budget
-    gets a micro-batch of its own.
-    """
-    if sharing:
-        return _sharing_prompts(rollouts, token_budget)
-    groups: list[list[Rollout]] = []
-    rows: list[int] = []  # tokens in each row of the group being filled
-    for rollout in sorted(rollouts, key=_total_length, reverse=True):
-        size = _total_length(rollout)
-        width = _total_length(groups[-1][0]) if groups else 0
-        fits_row = packing and any(used + size <= width for used in rows)
-        if groups and (fits_row or (len(rows) + 1) * width <= token_budget):
-            groups[-1].append(rollout)
-        else:
-            groups.append([rollout])
-            rows = []
-        _place(rows, size, _total_length(groups[-1][0]) if packing else 0)
-    return groups
-
-
-def _sharing_prompts(rollouts: Sequence[Rollout], token_budget: int) -> list[list[Rollout]]:
-    by_prompt = sorted(_by_prompt(rollouts).values(), key=lambda group: _total_length(group[0]), reverse=True)
-    groups: list[list[Rollout]] = []
-    used = 0
-    for same in by_prompt:
-        prompt = len(same[0].prompt_ids)
-        fresh = True  # the prompt is not in the micro-batch yet
-        for rollout in same:
-            size = rollout.length + (prompt if fresh else 0)
-            if not groups or used + size > token_budget:
-                groups.append([])
-                used, size = 0, rollout.length + prompt
-            groups[-1].append(rollout)
-            used += size
-            fresh = False
-    return groups
-
-
-def _by_prompt(rollouts: Sequence[Rollout]) -> dict[bytes, list[Rollout]]:
-    """Rollouts with the same prompt tokens side by side, longest first."""
-    groups: dict[bytes, list[Rollout]] = {}
-    for rollout in sorted(rollouts, key=_total_length, reverse=True):
-        groups.setdefault(rollout.prompt_ids.numpy().tobytes(), []).append(rollout)
-    return groups
-
-
-def _total_length(rollout: Rollout) -> int:
-    return len(rollout.prompt_ids) + rollout.length
-
-
-def _place(rows: list[int], size: int, width: int) -> int:
-    """First fit: the row that `size` more tokens go into; a new one when none has room."""
-    for index, used in enumerate(rows):
-        if used + size <= width:
-            rows[index] += size
-            return index
-    rows.append(size)
-    return len(rows) - 1
-
-
-def collate(rollouts: Sequence[Rollout], *, packing: bool = False, sharing: bool = False) -> MicroBatch:
-    """Rollouts as one micro-batch: padded on the right, packed first-fit into rows as wide as the longest, or in a
-    single row that holds each prompt once, followed by its completions.
-
-    No attention mask is needed: real tokens never look right, at padding; transformers keeps packed sequences apart by
-    the restarts of `position_ids`, which is also how padding after the last sequence of a packed row is kept apart; and
-    where prompts are shared, `MicroBatch.layout` says what attends to what.
-    """
-    longest = max(1, *(r.length for r in rollouts))
-    shape = (len(rollouts), longest)
-    scored, targets = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    present, mask = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    advantages = torch.zeros(shape, dtype=torch.float32)
-    for b, rollout in enumerate(rollouts):
-        targets[b, : rollout.length] = rollout.completion_ids
-        present[b, : rollout.length] = True
-        mask[b, : rollout.length] = learns(rollout)
-        advantages[b, : rollout.length] = torch.as_tensor(rollout.advantage, dtype=torch.float32)
-    place = _one_row if sharing else partial(_rows, packing=packing)
-    input_ids, position_ids, layout = place(rollouts, scored)
-    return MicroBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        scored=scored,
-        targets=targets,
-        present=present,
-        mask=mask,
-        advantages=advantages,
-        old_logprobs=_pad([r.old_logprobs for r in rollouts], longest),
-        reference_logprobs=_pad([r.reference_logprobs for r in rollouts], longest),
-        layout=layout,
-    )
-
-
-def _rows(rollouts: Sequence[Rollout], scored: Tensor, *, packing: bool) -> tuple[Tensor, Tensor, None]:
-    """Input and position ids (R, L) of whole sequences; fills in where each completion token is predicted."""
-    width = max(_total_length(r) for r in rollouts)
-    rows: list[int] = []
-    starts = []
-    for rollout in rollouts:
-        size = _total_length(rollout)
-        row = _place(rows, size, width if packing else 0)
-        starts.append((row, rows[row] - size))
-    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    position_ids = torch.arange(width).repeat(len(rows), 1)
-    for b, (rollout, (row, start)) in enumerate(zip(rollouts, starts, strict=True)):
-        prompt, length = len(rollout.prompt_ids), rollout.length
-        end = start + prompt + length
-        input_ids[row, start:end] = torch.cat([rollout.prompt_ids, rollout.completion_ids])
-        position_ids[row, start:] = torch.arange(width - start)
-        if packing:
-            position_ids[row, end:] = torch.arange(width - end)
-        # the token before a completion token predicts it
-        scored[b, :length] = row * width + start + prompt - 1 + torch.arange(length)
-    return input_ids, position_ids, None
-
-
-def _one_row(rollouts: Sequence[Rollout], scored: Tensor) -> tuple[Tensor, Tensor, SharedPrompts]:
-    """Input and position ids (1, N) with each prompt once, and what attends to what."""
-    number = {id(rollout): b for b, rollout in enumerate(rollouts)}
-    ids: list[Tensor] = []
-    positions: list[Tensor] = []
-    families: list[Family] = []
-    end = 0
-    for same in _by_prompt(rollouts).values():
-        prompt = len(same[0].prompt_ids)
-        families.append(Family(start=end, prompt=prompt, completions=tuple(r.length for r in same)))
-        ids.append(same[0].prompt_ids)
-        positions.append(torch.arange(prompt))
-        last_of_prompt = end + prompt - 1
-        end += prompt
-        for rollout in same:
-            ids.append(rollout.completion_ids)
-            positions.append(torch.arange(prompt, prompt + rollout.length))
-            # its first token is predicted by the end of the prompt, every other one by the token before
-            predicted_by = torch.arange(end - 1, end + rollout.length - 1)
-            predicted_by[:1] = last_of_prompt
-            scored[number[id(rollout)], : rollout.length] = predicted_by
-            end += rollout.length
-    return torch.cat(ids)[None], torch.cat(positions)[None], SharedPrompts(families)
-
-
-def _pad(values: Sequence[Tensor | None], longest: int) -> Tensor | None:
-    known = [v for v in values if v is not None]
-    if len(known) < len(values):
-        return None
-    padded = torch.zeros(len(known), longest, dtype=torch.float32)  # said outright: bf16-true changes the default
-    for b, value in enumerate(known):
-        padded[b, : len(value)] = value
-    return padded
 
 
 class Updater:
@@ -210,9 +37,12 @@ class Updater:
         minibatches: optimizer steps cut from one pass over the rollouts.
         passes: passes over the rollouts.
         tokens_per_microbatch: most input tokens, padding included, in one forward and backward pass.
-        packing: put several sequences into a row of input, where the architecture's attention is not known; where it is,
-            there is no padding at all and the completions of a prompt share it.
+        packing: put several sequences into a row of input, for architectures whose attention is not known; for all
+            others there is no padding, and the completions of a prompt share it.
         gradient_clip: clip the gradient's norm to this; None never clips.
+        exact: the sampler is the trained policy; where it is not, each token is weighted by how far they are apart.
+        correction: how, see `correction.py`.
+        correction_cap: its cap.
     """
 
     def __init__(
@@ -227,6 +57,9 @@ class Updater:
         tokens_per_microbatch: int,
         packing: bool,
         gradient_clip: float | None,
+        exact: bool = True,
+        correction: Correction = "tis",
+        correction_cap: float = 2.0,
     ) -> None:
         self.module = module
         self.loss = loss
@@ -237,6 +70,7 @@ class Updater:
         self.tokens_per_microbatch = tokens_per_microbatch
         self.packing = packing
         self.gradient_clip = gradient_clip
+        self.exact, self.correction, self.correction_cap = exact, correction, correction_cap
         self.skips = loss.needs_advantages and skips_zero_advantages(loss)
 
     @property
@@ -259,8 +93,12 @@ class Updater:
         generator = torch.Generator().manual_seed(seed)
         passes = [minibatches(learning, self.minibatches, generator) for _ in range(self.passes)]
         if self.passes * self.minibatches > 1 and self.loss.needs_advantages:
-            # the policy has not moved before the first window, whose own forward pass supplies them
-            self._fill([r for window in passes[0][1:] for r in window if not self._idle(r)], "old_logprobs")
+            if self._sampler_is_policy(learning):
+                for rollout in learning:
+                    rollout.old_logprobs = rollout.sampler_logprobs
+            else:
+                # the policy has not moved before the first window, whose own forward pass supplies them
+                self._fill([r for window in passes[0][1:] for r in window if not self._idle(r)], "old_logprobs")
         if self.loss.needs_reference:
             with self.policy.reference():
                 self._fill(learning, "reference_logprobs")
@@ -271,13 +109,21 @@ class Updater:
                     history[name].append(value)
         return {name: sum(values) / len(values) for name, values in history.items()}
 
+    def _sampler_is_policy(self, rollouts: Sequence[Rollout]) -> bool:
+        """Whether what the sampler reported is what a forward pass would say, to the rounding of float32."""
+        lora = self.policy.options.lora
+        float32 = {p.dtype for p in self.policy.parameters()} == {torch.float32}
+        float32 = float32 and self.module.trainer.precision == "32-true"
+        known = all(r.sampler_logprobs is not None for r in rollouts)
+        return self.exact and float32 and known and (lora is None or lora.dropout == 0)
+
     def _idle(self, rollout: Rollout) -> bool:
         """Whether a rollout adds nothing to the gradient, only to the normaliser."""
         return self.skips and not bool(torch.as_tensor(rollout.advantage).any())
 
     def _cut(self, rollouts: Sequence[Rollout]) -> list[tuple[list[Rollout], MicroBatch]]:
         """Micro-batches of a window, and the rollouts in each."""
-        longest = max((_total_length(r) for r in rollouts), default=0)
+        longest = max((total_length(r) for r in rollouts), default=0)
         sharing, packing = longest <= self.policy.window, self.packing and self.policy.packs
         groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=packing, sharing=sharing)
         return [(group, collate(group, packing=packing, sharing=sharing)) for group in groups]
@@ -299,6 +145,7 @@ class Updater:
         optimizer = self.module.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
+        self._largest_ratio = torch.zeros((), dtype=torch.float32, device=self.module.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float32, device=self.module.device))
         for index, (group, batch) in enumerate(parts):
             with nullcontext() if index == len(parts) - 1 else self._no_sync():
@@ -309,6 +156,8 @@ class Updater:
         loss = metrics.pop("loss", 0.0)
         metrics = {name: value / max(seen, 1.0) for name, value in metrics.items()}
         metrics["loss"] = loss
+        if not self.exact:
+            metrics["sampler_ratio_max"] = float(self._reduce(self._largest_ratio, "max"))
         metrics["grad_norm"] = self._clip(optimizer)
         metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -320,9 +169,19 @@ class Updater:
     def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> Tensor:
         """Forward, loss and backward of a micro-batch; its log-probabilities (B, T)."""
         logprobs, entropies = self.policy.logprobs(batch, self.temperature)
+        old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        weights = None
+        if not self.exact:
+            # a sampler that did not say counts as one that agrees, so that every rank reports the same figures
+            sampler = old if batch.sampler_logprobs is None else batch.sampler_logprobs
+            weights, mismatch = importance_weights(old, sampler, batch.mask, self.correction, self.correction_cap)
+            sums["sampler_ratio"] += mismatch.ratio
+            sums["sampler_cut"] += mismatch.cut
+            self._largest_ratio = torch.maximum(self._largest_ratio, mismatch.largest)
         inputs = LossInputs(
             logprobs=logprobs,
-            old_logprobs=logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
+            old_logprobs=old,
+            weights=weights,
             advantages=batch.advantages,
             mask=batch.mask,
             entropies=entropies,
@@ -341,7 +200,7 @@ class Updater:
     def _measure(
         self, rollouts: Sequence[Rollout], parts: Sequence[tuple[list[Rollout], MicroBatch]]
     ) -> tuple[Window, int, float]:
-        """Over all ranks: the window's totals, how many micro-batches each rank runs, how many learning tokens they hold.
+        """Over all ranks: the window's totals, the micro-batches each rank runs, the learning tokens in them.
 
         Rollouts that are skipped count in the totals, which the formulas divide by.
         """

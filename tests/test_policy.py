@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, FalconH1Config, MptConfig
 
 import lit_reason.policy as policy_module
+from lit_reason.batching import collate
 from lit_reason.policy import LoRA, Policy, PolicyOptions
 from lit_reason.types import MicroBatch, Problem, Rollout, UserError
-from lit_reason.update import collate
 
 ARCHITECTURES = ("llama", "qwen3", "gpt2", "gemma2")
 QUESTION = [{"role": "user", "content": "What is 1 + 1?"}]

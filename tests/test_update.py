@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_reason.batching import collate, micro_batches, minibatches
 from lit_reason.types import Problem, Rollout
-from lit_reason.update import collate, micro_batches, minibatches
 
 WORKER = Path(__file__).parent / "window_worker.py"
 

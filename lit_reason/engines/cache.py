@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_reason.attention import flash
@@ -152,7 +152,8 @@ class Decode:
             weights = torch.cat([self._by_row(on_prompt, repeats), on_own], -1).softmax(-1)
             of_prompt, of_own = weights.split([self.prompt_width, self.last - self.first], -1)
             out = self._by_row(self._by_group(of_prompt) @ prompt_v, repeats) + of_own @ own_v
-        return out.reshape(rows, 1, heads, width)
+        attended: Tensor = out.reshape(rows, 1, heads, width)
+        return attended
 
     def _by_group(self, x: Tensor) -> Tensor:
         """(S, K, r, D) -> (G, K, most * r, D)."""

@@ -39,19 +39,21 @@ class Generate(Engine):
 class _Drawing:
     """A logits processor that draws the token itself and leaves `generate` no choice."""
 
-    def __init__(self, prompts: Sequence[Tensor], keys: Sequence[int], sampling: Sampling, device: torch.device) -> None:
+    def __init__(
+        self, prompts: Sequence[Tensor], keys: Sequence[int], sampling: Sampling, device: torch.device
+    ) -> None:
         self.prompts, self.sampling = prompts, sampling
         self.noise = uniforms(torch.tensor(keys, device=device), sampling.max_new_tokens)
         self.seen: Tensor | None = None
         self.logprobs: list[Tensor] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002 - transformers' signature
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.sampling.repetition_penalty != 1.0 and self.seen is None:
             self.seen = torch.zeros_like(scores, dtype=torch.bool)
             for row, prompt in enumerate(self.prompts):
                 self.seen[row, prompt.to(scores.device)] = True
         tokens, logprobs = draw(scores, self.noise[:, len(self.logprobs)], self.sampling, self.seen)
         if self.seen is not None:
-            self.seen.scatter_(1, tokens[:, None], True)  # noqa: FBT003 - torch's signature
+            self.seen.scatter_(1, tokens[:, None], True)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)

@@ -229,7 +229,7 @@ class _Batch:
         self.tokens[rows, column] = tokens
         self.logprobs[rows, column] = logprobs
         if seen is not None:
-            seen.scatter_(1, tokens[:, None], True)  # noqa: FBT003 - torch's signature
+            seen.scatter_(1, tokens[:, None], True)
 
     # ------------------------------------------------------------------ leaving
     def _harvest(self, looked: int) -> Iterator[tuple[int, int, Completion]]:

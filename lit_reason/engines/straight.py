@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 - one of t
 
     def norm(x: Tensor) -> Tensor:
         # in float32 as the module does, whatever the weights are
-        return weight * F.rms_norm(x.float(), x.shape[-1:], None, epsilon).to(x.dtype)
+        normed: Tensor = weight * F.rms_norm(x.float(), x.shape[-1:], None, epsilon).to(x.dtype)
+        return normed
 
     return norm

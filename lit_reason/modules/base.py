@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,11 +15,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_reason.answer import extract_answer
+from lit_reason.correction import Correction, check_correction
 from lit_reason.loading import resolve
 from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
 from lit_reason.policy import Policy, PolicyOptions
-from lit_reason.rollout import Sampling, random_stream, roll_out
+from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
 
@@ -46,6 +47,9 @@ class Reasoner(LightningModule, ABC):
         packing: put several sequences into one row of input.
         gradient_clip: clip the gradient's norm to this; null never clips.
         seed: of sampling and of shuffles; the command line links it to `seed_everything`.
+        engine: what generates; null is the in-process engine.
+        correction: weigh tokens of a sampler that is not the trained policy.
+        correction_cap: largest weight.
 
     Attributes:
         last_rollouts: the scored rollouts of the last training phase on this rank.
@@ -70,6 +74,9 @@ class Reasoner(LightningModule, ABC):
         packing: bool = False,
         gradient_clip: float | None = 1.0,
         seed: int = 0,
+        engine: Engine | None = None,
+        correction: Correction = "tis",
+        correction_cap: float = 2.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -84,6 +91,7 @@ class Reasoner(LightningModule, ABC):
             raise UserError(f"validation_samples must be 0 (greedy only) or more, got {validation_samples}")
         if gradient_clip is not None and gradient_clip <= 0:
             raise UserError(f"gradient_clip must be above 0, or null for no clipping, got {gradient_clip}")
+        check_correction(correction, correction_cap)
         resolve(policy.model)  # a missing folder is found now, not after the data was read
         self.policy_options = policy
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
@@ -106,7 +114,12 @@ class Reasoner(LightningModule, ABC):
             tokens_per_microbatch=tokens_per_microbatch,
             packing=packing,
             gradient_clip=gradient_clip,
+            exact=engine is None or engine.exact,
+            correction=correction,
+            correction_cap=correction_cap,
         )
+        self.engine = engine
+        self._moved = True  # the weights, since the engine was told
 
     # ------------------------------------------------------------------ the stages
     @abstractmethod
@@ -118,8 +131,29 @@ class Reasoner(LightningModule, ABC):
     ) -> list[Rollout]:
         """`group_size` completions of every problem that fits the context, group by group, without gradient."""
         stream = (self.seed, self.phase)
+        return self.sample(problems, sampling or self.sampling, group_size, stream=stream, on_group=self.on_group)
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        sampling: Sampling,
+        group_size: int,
+        *,
+        stream: Sequence[int],
+        on_group: Callable[[list[Rollout]], None] | None = None,
+    ) -> list[Rollout]:
+        """`roll_out` by this module's engine, which has heard of the policy's last step."""
+        if self.engine is not None and self._moved:
+            self.engine.weights_changed(self.policy)
+        self._moved = False
         return roll_out(
-            self.policy, problems, sampling or self.sampling, group_size, stream=stream, on_group=self.on_group
+            self.policy,
+            problems,
+            sampling,
+            group_size,
+            stream=stream,
+            engine=self.engine,
+            on_group=on_group,
         )
 
     def on_group(self, group: list[Rollout]) -> None:
@@ -129,6 +163,7 @@ class Reasoner(LightningModule, ABC):
         """Minibatches -> micro-batches -> loss -> optimizer step."""
         with random_stream(self.seed, self.phase, self.global_rank, UPDATE_STREAM):
             metrics = self.updater(rollouts, seed=self.seed * 1_000_003 + self.phase)
+        self._moved = True
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
 
     def end_phase(self) -> None:
@@ -196,7 +231,7 @@ class Reasoner(LightningModule, ABC):
         sampled: list[list[Rollout]] = []
         if self.validation_samples:
             stream = (self.seed, VALIDATION_STREAM)
-            flat = roll_out(self.policy, problems, self.sampling, self.validation_samples, stream=stream)
+            flat = self.sample(problems, self.sampling, self.validation_samples, stream=stream)
             n = self.validation_samples
             sampled = [flat[i : i + n] for i in range(0, len(flat), n)]
         self.metrics.update(greedy, sampled)
@@ -295,6 +330,7 @@ class Reasoner(LightningModule, ABC):
                 "policy further, give the run's folder 'model' as policy.model"
             )
         self.phase = ours.get("phase", 0)
+        self._moved = True
         self.base_metrics = ours.get("base_metrics")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401

@@ -17,12 +17,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_reason.advantage import Advantage, advantages
+from lit_reason.correction import Correction
 from lit_reason.modules.base import Stopwatch, check_problems
 from lit_reason.modules.rewarded import Rewarded
 from lit_reason.plugins import LossRef, RewardRef
 from lit_reason.policy import PolicyOptions
 from lit_reason.reward import weighted_rewards
-from lit_reason.rollout import Sampling
+from lit_reason.rollout import Engine, Sampling
 from lit_reason.scoring import Scorer
 from lit_reason.types import Problem, Rollout, UserError
 
@@ -51,6 +52,10 @@ class GRPO(Rewarded):
         packing: put several sequences into one row of input.
         gradient_clip: clip the gradient's norm to this; null never clips.
         seed: of sampling and of shuffles; the command line links it to `seed_everything`.
+        engine: what generates: null for the in-process engine, or class_path ContinuousBatching or VLLM with options.
+        correction: for an engine that is not the trained policy to the last digit: truncate each token's importance
+            weight at `correction_cap` (tis), leave out tokens beyond it (mis), or only measure (none).
+        correction_cap: see `correction`.
 
     Raises:
         UserError: an option, a plugin or the model folder is wrong; one line says which.
@@ -77,6 +82,9 @@ class GRPO(Rewarded):
         packing: bool = False,
         gradient_clip: float | None = 1.0,
         seed: int = 0,
+        engine: Engine | None = None,
+        correction: Correction = "tis",
+        correction_cap: float = 2.0,
     ) -> None:
         if group_size < 2:
             raise UserError(f"group_size must be 2 or more, to compare completions with each other; got {group_size}")
@@ -96,6 +104,9 @@ class GRPO(Rewarded):
             packing=packing,
             gradient_clip=gradient_clip,
             seed=seed,
+            engine=engine,
+            correction=correction,
+            correction_cap=correction_cap,
         )
         self.group_size = group_size
         self.advantage: Advantage = advantage

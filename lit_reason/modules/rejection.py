@@ -29,7 +29,7 @@ from lit_reason.modules.rewarded import Rewarded
 from lit_reason.plugins import RewardRef
 from lit_reason.policy import PolicyOptions
 from lit_reason.reward import weighted_rewards
-from lit_reason.rollout import Sampling, roll_out
+from lit_reason.rollout import Engine, Sampling
 from lit_reason.scoring import Scorer
 from lit_reason.types import Problem, Rollout, UserError
 
@@ -64,6 +64,7 @@ class RejectionSampling(Rewarded):
         packing: put several sequences into one row of input.
         gradient_clip: clip the gradient's norm to this; null never clips.
         seed: of sampling, selection and shuffles; the command line links it to `seed_everything`.
+        engine: what generates: null for the in-process engine, or class_path ContinuousBatching or VLLM with options.
 
     Raises:
         UserError: an option, a plugin or the model folder is wrong; one line says which.
@@ -92,6 +93,7 @@ class RejectionSampling(Rewarded):
         packing: bool = True,
         gradient_clip: float | None = 1.0,
         seed: int = 0,
+        engine: Engine | None = None,
     ) -> None:
         for name, value in (("group_size", group_size), ("keep", keep)):
             if value < 1:
@@ -112,6 +114,7 @@ class RejectionSampling(Rewarded):
             packing=packing,
             gradient_clip=gradient_clip,
             seed=seed,
+            engine=engine,
         )
         self.group_size, self.threshold = group_size, threshold
         self.select_by: Select = select
@@ -176,7 +179,7 @@ class RejectionSampling(Rewarded):
             return []
         plain = {id(h): p for h, p in zip(hinted, [p for p in problems if p.answer is not None], strict=True)}
         stream = (self.seed, self.phase, HINT_STREAM)
-        rollouts = roll_out(self.policy, hinted, self.sampling, self.group_size, stream=stream, on_group=self.on_group)
+        rollouts = self.sample(hinted, self.sampling, self.group_size, stream=stream, on_group=self.on_group)
         accepted = self.select(self.score(rollouts))
         for rollout in accepted:
             rollout.problem = plain[id(rollout.problem)]
