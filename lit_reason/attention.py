@@ -21,6 +21,9 @@ NAME = "lit_reason"
 REFUSED = ("softcap", "s_aux", "position_bias", "head_mask")
 """Options of an attention layer that change its result and that no layout knows."""
 
+ON_CPU = "cpu"
+"""Where attention takes the road of `_TwoParts`, whose kernels are the CPU's."""
+
 LIKE = 0.8
 """Sequences at least this share of the longest are padded to it; shorter ones are attended to apart."""
 
@@ -54,7 +57,7 @@ class UnknownAttentionError(Exception):
     """A layer computes attention in a way that layouts do not; the caller takes the plain road."""
 
 
-def attention(
+def attention(  # noqa: PLR0917 - transformers' signature
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -138,7 +141,7 @@ class SharedPrompts:
         repeats = q.shape[1] // k.shape[1]
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-        if q.device.type == "cpu":
+        if q.device.type == ON_CPU:
             attended: Tensor = _TwoParts.apply(q, k, v, self.families, scale)  # type: ignore[no-untyped-call]  # torch's
         else:
             attended = self._side_by_side(q, k, v, scale)
@@ -197,7 +200,14 @@ class _TwoParts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, families: Sequence[Family], scale: float) -> Tensor:  # noqa: ANN401 - torch's context
+    def forward(  # noqa: PLR0917 - torch's signature
+        ctx: Any,  # noqa: ANN401 - torch's context
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        families: Sequence[Family],
+        scale: float,
+    ) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # (N, H, D)
         out = torch.empty_like(q)
         normaliser = q.new_empty(q.shape[:2], dtype=torch.float32)  # (N, H)

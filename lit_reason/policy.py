@@ -305,7 +305,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside, adapters are part of the weights they adapt: as fast as a model without. Outside, all is as before."""
+        """Inside, adapters are part of the weights they adapt, as fast as a model without; then all is as before."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]

@@ -196,8 +196,8 @@ def find_end(
     """Where a completion ends, looking at its tokens from number `first` on.
 
     Returns:
-        Its length and "stop" when a token ends a turn or completes a stop string, "length" when it is cut off, None when
-        it goes on.
+        Its length and "stop" when a token ends a turn or completes a stop string, "length" when it is cut off, None
+        when it goes on.
     """
     ids = completion_ids[: sampling.max_new_tokens].tolist()
     for length in range(first + 1, len(ids) + 1):

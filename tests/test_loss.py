@@ -1,11 +1,12 @@
 """Losses against numbers worked by hand, and gradients where the clip must cut them off."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from lit_reason.loss import ClippedLoss, kl_estimate
+from lit_reason.loss import ClippedLoss, kl_estimate, skips_zero_advantages
 from lit_reason.losses.bnpo import BNPO
 from lit_reason.losses.cross_entropy import CrossEntropy
 from lit_reason.losses.dapo import DAPO
@@ -13,6 +14,7 @@ from lit_reason.losses.dr_grpo import DrGRPO
 from lit_reason.losses.grpo import GRPOLoss
 from lit_reason.losses.gspo import GSPO
 from lit_reason.losses.reinforce import Reinforce
+from lit_reason.plugins import LossRef
 from lit_reason.types import LossInputs, UserError, Window
 
 LOG2 = math.log(2)
@@ -193,3 +195,14 @@ def test_nothing_behind_the_mask_leaks(loss: ClippedLoss) -> None:
 def test_impossible_options_are_named(options: dict[str, float], names: str) -> None:
     with pytest.raises(UserError, match=names):
         GRPOLoss(**options)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "reinforce"])
+def test_completions_without_advantage_may_be_skipped(name: str) -> None:
+    assert skips_zero_advantages(LossRef.of(name).build())
+
+
+@pytest.mark.parametrize("name", ["bnpo", {"grpo": {"beta": 0.04}}, "cross_entropy"])
+def test_completions_without_advantage_count_where_the_formula_uses_them(name: Any) -> None:
+    """BNPO divides by the tokens of a micro-batch; a KL term, and imitation, need no advantage."""
+    assert not skips_zero_advantages(LossRef.of(name).build())

@@ -29,7 +29,7 @@ trainer: {{max_steps: 6, val_check_interval: 3, num_sanity_val_steps: 0}}
 SIZES = {"GRPO": 12, "SFT": 16, "RejectionSampling": 60}
 """Problems: the run stops after 3 phases, at the end of an epoch, just before it, and in its midst."""
 GRPO = "rewards: [{format: {strict: false, weight: 0.5}}, {length: {target: 4, span: 8}}]\n    group_size: 3"
-REJECTION = "rewards: [format: {strict: false}]\n    group_size: 4\n    threshold: 0.0\n    minibatches: 1"
+REJECTION = "rewards: [format: {strict: false}]\n    group_size: 24\n    threshold: 0.0\n    minibatches: 1"
 
 
 def fit(folder: Path, *options: str) -> None:

@@ -2,13 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
+from lit_reason import GRPO, LoRA, PolicyOptions, Problem, Rollout, Sampling
 from lit_reason.batching import collate, micro_batches, minibatches
-from lit_reason.types import Problem, Rollout
+from lit_reason.types import MicroBatch
 
 WORKER = Path(__file__).parent / "window_worker.py"
 
@@ -89,15 +95,99 @@ def gradients(folder: str, out: Path, *arguments: str) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cross_entropy"])
 def test_gradient_does_not_depend_on_micro_batches_packing_or_ranks(tiny_llama: str, tmp_path: Path, loss: str) -> None:
-    """1 x 8, 8 x 1, unequal splits, packed; and two gloo ranks with 5 and 3 completions, or with 8 and none."""
+    """1 x 8, 8 x 1, unequal splits; without shared prompts, packed and padded; two gloo ranks with 5 and 3, or 8 and none.
+
+    One completion has no advantage, and is skipped where it may be.
+    """
     result = gradients(tiny_llama, tmp_path / "one.pt", "--loss", loss)
-    assert len(result) == 4
+    assert len(result) == 5
     whole = result.pop("1x8")
     if loss in ("grpo", "cross_entropy"):
         result |= gradients(tiny_llama, tmp_path / "two.pt", "--loss", loss, "--ranks", "2")
-        assert len(result) == 3 + 3
+        assert len(result) == 4 + 3
     for name, gradient in result.items():
         assert float((gradient - whole).norm() / whole.norm()) < 1e-6, name
+
+
+class Counting(GRPO):
+    """GRPO whose advantages are given, and whose forward passes are counted."""
+
+    given: ClassVar[list[float]]
+
+    def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
+        for rollout, advantage in zip(rollouts, self.given, strict=True):
+            rollout.advantage = advantage
+        return rollouts
+
+    def update(self, rollouts: Sequence[Rollout]) -> None:
+        self.seen: list[int] = []
+        plain = self.policy.logprobs
+
+        def counted(batch: MicroBatch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+            self.seen.append(int(batch.mask.any(1).sum()))
+            return plain(batch, temperature)
+
+        self.policy.logprobs = counted
+        super().update(rollouts)
+
+
+def learn(folder: str, advantages: list[float], **options: Any) -> tuple[Counting, float]:
+    """One phase of four completions; the module, and how far its weights moved."""
+    options = {"policy": PolicyOptions(model=folder), "loss": "dapo"} | options
+    module = Counting(
+        ["length"],
+        group_size=4,
+        sampling=Sampling(max_new_tokens=6),
+        optimizer=lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+        **options,
+    )
+    module.given = advantages
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module.configure_model()
+    before = torch.cat([p.detach().flatten().clone() for p in module.policy.parameters()])
+    trainer.fit(module, DataLoader([Problem(prompt=[{"role": "user", "content": "Q"}])], collate_fn=list))
+    after = torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+    return module, float((after - before).norm())
+
+
+def test_completions_without_advantage_need_no_forward_pass(tiny_llama: str) -> None:
+    module, moved = learn(tiny_llama, [0.0, 1.0, -1.0, 0.0])
+    assert module.seen == [2]
+    assert moved > 0
+    module, moved = learn(tiny_llama, [0.0] * 4)
+    assert sum(module.seen) == 0
+    assert moved == 0
+    # the KL term pulls on them, too; and BNPO's micro-batches are its normaliser
+    assert sum(learn(tiny_llama, [0.0] * 4, loss={"dapo": {"beta": 0.1}})[0].seen) == 4 + 4
+    assert learn(tiny_llama, [0.0, 1.0, -1.0, 0.0], loss="bnpo")[0].seen == [4]
+
+
+def test_old_logprobs_cost_a_forward_pass_only_where_the_sampler_is_not_exact(tiny_llama: str) -> None:
+    """Four windows of one completion: the sampler's log-probabilities serve; with dropout all but the first are run."""
+    advantages = [1.0, -1.0, 0.5, -0.5]
+    assert learn(tiny_llama, advantages, minibatches=4)[0].seen == [1, 1, 1, 1]
+    dropout = PolicyOptions(model=tiny_llama, lora=LoRA(rank=2, dropout=0.1))
+    assert learn(tiny_llama, advantages, minibatches=4, policy=dropout)[0].seen == [3, 1, 1, 1, 1]
+
+
+def test_torchs_optimizers_are_fused_unless_told_otherwise(tiny_llama: str) -> None:
+    for options, fused in (({}, True), ({"foreach": True}, None), ({"fused": False}, False)):
+        module = GRPO(
+            ["length"],
+            policy=PolicyOptions(model=tiny_llama),
+            sampling=Sampling(max_new_tokens=4),
+            optimizer=partial(torch.optim.AdamW, lr=1e-3, **options),
+        )
+        trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.fit(module, DataLoader([Problem(prompt=[{"role": "user", "content": "Q"}])], collate_fn=list))
+        assert trainer.optimizers[0].param_groups[0]["fused"] is fused
 
 
 def test_batch_advantages_take_their_spread_from_all_ranks(tiny_llama: str, tmp_path: Path) -> None:

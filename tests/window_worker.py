@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from lit_reason import GRPO, PolicyOptions, Problem, Rollout, Sampling
 
-LENGTHS = [(7, 11), (3, 2), (12, 5), (1, 1), (4, 3), (6, 9), (2, 8), (5, 5)]
+PROMPTS = {0: 7, 1: 1, 2: 6}
+LENGTHS = [11, 2, 5, 1, 3, 9, 8, 5]
 ADVANTAGES = [1.0, -0.5, 0.25, -2.0, 1.5, -1.0, 0.75, 0.0]
 GROUPS = [0, 0, 0, 1, 1, 2, 2, 2]
 
@@ -28,17 +29,18 @@ class Window(GRPO):
         self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None
     ) -> list[Rollout]:
         generator = torch.Generator().manual_seed(0)
+        prompts = {g: torch.randint(0, 200, (length,), generator=generator) for g, length in PROMPTS.items()}
         rollouts = [
             Rollout(
                 problem=problems[0],
-                prompt_ids=torch.randint(0, 200, (p,), generator=generator),
+                prompt_ids=prompts[group],
                 completion_ids=torch.randint(0, 200, (c,), generator=generator),
                 text="",
                 mask=torch.rand(c, generator=generator) < 0.8,  # some tokens do not learn
                 advantage=advantage,
                 group=group,
             )
-            for (p, c), advantage, group in zip(LENGTHS, ADVANTAGES, GROUPS, strict=True)
+            for c, advantage, group in zip(LENGTHS, ADVANTAGES, GROUPS, strict=True)
         ]
         if self.trainer.world_size == 1:
             return rollouts
@@ -59,7 +61,8 @@ def main() -> None:
     parser.add_argument("--advantage", default="group")
     parser.add_argument("--ranks", type=int, default=1)
     arguments = parser.parse_args()
-    cuts = {"1x8": (10**6, False), "8x1": (1, False), "unequal": (40, False), "packed": (64, True)}
+    cuts: dict[str, tuple[int, bool]] = {"1x8": (10**6, False), "8x1": (1, False), "unequal": (40, False)}
+    cuts |= {"plain, packed": (64, True), "plain, padded": (10**6, False)}
     if arguments.ranks == 2:
         # with 18 tokens 4 micro-batches and 3, so that rank 1 adds one in which nothing learns; idle, it adds them all
         cuts = {"2 ranks": (40, False), "2 ranks, unequal": (18, False), "2 ranks, one idle": (40, False)}
@@ -67,7 +70,8 @@ def main() -> None:
     for name, (tokens, packing) in cuts.items():
         module = Window(
             [tally],
-            policy=PolicyOptions(model=arguments.folder),
+            # the plain road: each sequence with its own prompt, through transformers' attention
+            policy=PolicyOptions(model=arguments.folder, attention="eager" if "plain" in name else None),
             loss=arguments.loss,
             advantage=arguments.advantage,
             optimizer=lambda p: torch.optim.SGD(p, lr=1e-3),

@@ -123,7 +123,8 @@ WORKLOADS = {
         examples=6,
         terms=(2, 12),
         lora_rank=32,
-        trl_batch=8,
+        ours_tokens=4096,
+        trl_batch=4,
         steps=2,
     ),
     "W5": Workload(

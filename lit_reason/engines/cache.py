@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_reason.attention import flash
+from lit_reason import attention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,12 +134,12 @@ class Decode:
         prompt_k, prompt_v = (x[: self.groups, :, : self.prompt_width] for x in self.prompts.layer(layer, key))
         repeats = heads // kv_heads
         q = query.view(rows, kv_heads, repeats, width)
-        if q.device.type == "cpu":
+        if q.device.type == attention.ON_CPU:
             # each part by itself, joined by their log-normalisers
-            prompt_out, prompt_n = flash(
+            prompt_out, prompt_n = attention.flash(
                 self._by_group(q), prompt_k, prompt_v, attn_mask=_additive(self.prompt_hidden, q), scale=scale
             )
-            own_out, own_n = flash(q, own_k, own_v, attn_mask=_additive(self.own_hidden, q), scale=scale)
+            own_out, own_n = attention.flash(q, own_k, own_v, attn_mask=_additive(self.own_hidden, q), scale=scale)
             weight = torch.sigmoid(self._by_row(prompt_n[..., None], repeats) - own_n[..., None])
             out = own_out.lerp_(self._by_row(prompt_out, repeats), weight.to(own_out.dtype))
         else:

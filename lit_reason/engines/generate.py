@@ -1,4 +1,4 @@
-"""The engine of last resort: transformers' `generate`, drawing from the same random streams as the in-process engine."""
+"""The engine of last resort: transformers' `generate`, with the random streams of the in-process engine."""
 
 from __future__ import annotations
 
