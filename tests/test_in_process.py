@@ -49,15 +49,18 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("road", ["cpu", "accelerator"])
+@pytest.mark.parametrize("road", ["cpu", "accelerator", "fixed shapes"])
 def test_both_engines_draw_the_same_completions(
     policy: Policy, options: dict[str, float], road: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Generate` is transformers' forward, cache and attention; the accelerators' attention runs here too."""
-    if road == "accelerator":
+    if road != "cpu":
         monkeypatch.setattr(attention_module, "ON_CPU", "never")
+    if road == "fixed shapes":
+        monkeypatch.setattr(in_process, "DEVICES", {"cpu"})
+        monkeypatch.setattr(in_process, "STEPS_BETWEEN_LOOKS", {"cpu": 8})
     sampling = Sampling(max_new_tokens=40, **options)
-    ours = roll_out(policy, problems(*TEXTS), sampling, 3, stream=(5,))
+    ours = roll_out(policy, problems(*TEXTS), replace(sampling, concurrent=7), 3, stream=(5,))
     plain = roll_out(policy, problems(*TEXTS), sampling, 3, stream=(5,), engine=Generate())
     assert tokens(ours) == tokens(plain)
     assert [r.finish_reason for r in ours] == [r.finish_reason for r in plain]
@@ -176,8 +179,12 @@ def test_diverged_weights_are_named(tiny_llama: str) -> None:
         roll_out(policy, problems("1 + 1"), Sampling(max_new_tokens=8), 2)
 
 
-def test_a_step_that_is_not_the_models_own_is_not_used(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("devices", [set(), {"cpu"}])
+def test_a_step_that_is_not_the_models_own_is_not_used(
+    policy: Policy, devices: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = tokens(roll_out(policy, problems(*TEXTS), Sampling(max_new_tokens=12), 2))
+    monkeypatch.setattr(in_process, "DEVICES", devices)
     monkeypatch.setattr(in_process, "straight", lambda lm: lambda ids, positions, layout: torch.zeros(len(ids), 32))
     assert tokens(roll_out(policy, problems(*TEXTS), Sampling(max_new_tokens=12), 2)) == expected
 

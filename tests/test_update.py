@@ -95,7 +95,7 @@ def gradients(folder: str, out: Path, *arguments: str) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cross_entropy"])
 def test_gradient_does_not_depend_on_micro_batches_packing_or_ranks(tiny_llama: str, tmp_path: Path, loss: str) -> None:
-    """1 x 8, 8 x 1, unequal splits; without shared prompts, packed and padded; two gloo ranks with 5 and 3, or 8 and none.
+    """1 x 8, 8 x 1, unequal splits; without shared prompts, packed and padded; two gloo ranks, one of them idle, too.
 
     One completion has no advantage, and is skipped where it may be.
     """

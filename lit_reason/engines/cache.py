@@ -128,8 +128,8 @@ class Decode:
         rows, heads, _, width = query.shape
         kv_heads = key.shape[1]
         own_k, own_v = self.own.layer(layer, key)
-        own_k[:rows, :, self.column] = key[:, :, 0]
-        own_v[:rows, :, self.column] = value[:, :, 0]
+        self.write(own_k, key)
+        self.write(own_v, value)
         own_k, own_v = (x[:rows, :, self.first : self.last] for x in (own_k, own_v))
         prompt_k, prompt_v = (x[: self.groups, :, : self.prompt_width] for x in self.prompts.layer(layer, key))
         repeats = heads // kv_heads
@@ -154,6 +154,10 @@ class Decode:
             out = self._by_row(self._by_group(of_prompt) @ prompt_v, repeats) + of_own @ own_v
         attended: Tensor = out.reshape(rows, 1, heads, width)
         return attended
+
+    def write(self, stored: Tensor, new: Tensor) -> None:
+        """Put the rows' new keys or values (S, K, 1, D) into this step's column."""
+        stored[: self.rows, :, self.column] = new[:, :, 0]
 
     def _by_group(self, x: Tensor) -> Tensor:
         """(S, K, r, D) -> (G, K, most * r, D)."""

@@ -19,8 +19,9 @@ from torch import Tensor
 from lit_reason.attention import no_mask
 from lit_reason.engines.cache import FIRST_COLUMNS, Decode, Prefill, Store
 from lit_reason.engines.generate import Generate
+from lit_reason.engines.graphs import DEVICES, FixedDecode, Recorder
 from lit_reason.engines.straight import straight
-from lit_reason.policy import Policy
+from lit_reason.policy import UNLIMITED, Policy
 from lit_reason.rollout import Completion, Engine, Request, Sampling, find_end
 from lit_reason.sample import draw, uniforms
 from lit_reason.types import FinishReason, UserError
@@ -79,7 +80,11 @@ class _Batch:
         longest_prompt = max(len(r.prompt_ids) for r in requests)
         self.own = Store(self.capacity, FIRST_COLUMNS, self.capacity, self.turn)
         self.prompts = Store(min(len(requests), self.capacity), longest_prompt, self.capacity, longest_prompt)
-        self.layout = Decode(self.prompts, self.own, reach)
+        self.straight, self.checked = straight(self.lm), False
+        fixed = self.device.type in DEVICES and self.straight is not None
+        self.layout = (FixedDecode if fixed else Decode)(self.prompts, self.own, reach)
+        self.recorder = Recorder()
+        self.clock = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.rows: list[_Row] = []
         self.groups: list[int] = []  # the request of each live group, in the order of their prompts in the store
         # prompts of like length are read together
@@ -87,7 +92,6 @@ class _Batch:
         self.waiting = deque((i, list(range(len(requests[i].streams)))) for i in order)
         self.now = 0
         self.mask = no_mask(self.device)
-        self.straight, self.checked = straight(self.lm), False
         vocabulary = self.lm.config.get_text_config().vocab_size
         # state of the rows, first dimension `capacity`
         self.tokens = torch.zeros(self.capacity, self.turn, dtype=torch.int64, device=self.device)  # by column, drawn
@@ -112,7 +116,10 @@ class _Batch:
                 continue
             self._prepare()
             for _ in range(self.look):
-                self._step()
+                if isinstance(self.layout, FixedDecode):
+                    self._fixed_step(self.layout)
+                else:
+                    self._step()
             yield from self._harvest(self.look)
 
     # ------------------------------------------------------------------ joining
@@ -201,13 +208,49 @@ class _Batch:
             written = self.now - (column - columns) % self.turn  # the step that wrote each column last
             hidden_columns = (written < self.born[:rows, None])[:, None, None]
         self.layout.step(column, first, last, hidden_columns)
-        context = self.policy.context or 10**9  # rows that ended unseen may run past it
+        context = self.policy.context or UNLIMITED  # rows that ended unseen may run past it
         positions = (self.offset + self.now).clamp(max=context - 1)
         hidden = self._advance(self.current[:rows, None], positions)
         self.now += 1
         number = (self.now - self.born[:rows]).clamp(max=self.turn - 1)
         uniform = self.noise[:rows].gather(1, number[:, None]).squeeze(1)
         self._draw(self.policy.logits(hidden), slice(rows), uniform, self.now % self.turn)
+
+    def _fixed_step(self, layout: FixedDecode) -> None:
+        """The same step with fixed shapes, recorded where the device can; rows that are too many draw in vain."""
+        if not self.checked:
+            self.clock.fill_(self.now)
+            layout.step_at(self.clock, self.born[: layout.rows], self.turn)
+            self._advance(self.current[: layout.rows, None], self._positions(layout.rows))
+        if self.straight is None:  # just found out; from here on the plain way
+            self.layout = Decode(self.prompts, self.own, layout.reach)
+            self._rearranged = True
+            self._prepare()
+            self._step()
+            return
+        self.clock.fill_(self.now)
+        self.recorder(layout.shapes, lambda: self._work(layout))
+        self.now += 1
+
+    def _positions(self, rows: int) -> Tensor:
+        context = self.policy.context or UNLIMITED  # rows that ended unseen may run past it
+        return (self.prompt_length - self.born + self.clock)[:rows, None].clamp(0, context - 1)
+
+    def _work(self, layout: FixedDecode) -> None:
+        assert self.straight is not None
+        rows, born = layout.rows, self.born[: layout.rows]
+        layout.step_at(self.clock, born, self.turn)
+        hidden = self.straight(self.current[:rows, None], self._positions(rows), layout)
+        number = (self.clock + 1 - born).clamp(0, self.turn - 1)
+        uniform = self.noise[:rows].gather(1, number[:, None]).squeeze(1)
+        seen = None if self.seen is None else self.seen[:rows]
+        tokens, logprobs = draw(self.policy.logits(hidden), uniform, self.sampling, seen)
+        column = (self.clock + 1) % self.turn
+        self.current[:rows].copy_(tokens)
+        self.tokens[:rows].index_copy_(1, column, tokens[:, None])
+        self.logprobs[:rows].index_copy_(1, column, logprobs[:, None])
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
 
     def _advance(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Read one token in every row: last hidden states (S, D)."""
