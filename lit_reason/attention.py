@@ -74,7 +74,8 @@ def attention(  # noqa: PLR0917 - transformers' signature
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     window = options.get("sliding_window")
-    if any(options.get(name) is not None for name in REFUSED) or (window is not None and window < layout.reach):
+    known = value.shape[-1] == query.shape[-1] and all(options.get(name) is None for name in REFUSED)
+    if not known or (window is not None and window < layout.reach):
         raise UnknownAttentionError
     layer = module.layer_idx
     assert isinstance(layer, int)

@@ -32,16 +32,21 @@ def minibatches(rollouts: Sequence[Rollout], count: int, generator: torch.Genera
 
 
 def micro_batches(
-    rollouts: Sequence[Rollout], token_budget: int, *, packing: bool = False, sharing: bool = False
+    rollouts: Sequence[Rollout],
+    token_budget: int,
+    *,
+    packing: bool = False,
+    sharing: bool = False,
+    prompt_copies: bool = False,
 ) -> list[list[Rollout]]:
     """Cut a window into groups whose input tensor holds at most `token_budget` tokens, longest rollouts first.
 
     Sorting by length keeps padding small and memory independent of the window's longest completion; with `sharing`,
-    completions of one prompt stay side by side instead, and the prompt counts once. A rollout longer than the budget
-    gets a micro-batch of its own.
+    completions of one prompt stay side by side instead, and the prompt counts once, or with `prompt_copies` for each of
+    them, as where attention copies it. A rollout longer than the budget gets a micro-batch of its own.
     """
     if sharing:
-        return _sharing_prompts(rollouts, token_budget)
+        return _sharing_prompts(rollouts, token_budget, prompt_copies)
     groups: list[list[Rollout]] = []
     rows: list[int] = []  # tokens in each row of the group being filled
     for rollout in sorted(rollouts, key=total_length, reverse=True):
@@ -57,11 +62,11 @@ def micro_batches(
     return groups
 
 
-def _sharing_prompts(rollouts: Sequence[Rollout], token_budget: int) -> list[list[Rollout]]:
-    by_prompt = sorted(_by_prompt(rollouts).values(), key=lambda group: total_length(group[0]), reverse=True)
+def _sharing_prompts(rollouts: Sequence[Rollout], token_budget: int, prompt_copies: bool) -> list[list[Rollout]]:
     groups: list[list[Rollout]] = []
     used = 0
-    for same in by_prompt:
+    for numbers in sorted(_by_prompt(rollouts), key=lambda n: total_length(rollouts[n[0]]), reverse=True):
+        same = [rollouts[b] for b in numbers]
         prompt = len(same[0].prompt_ids)
         fresh = True  # the prompt is not in the micro-batch yet
         for rollout in same:
@@ -71,16 +76,16 @@ def _sharing_prompts(rollouts: Sequence[Rollout], token_budget: int) -> list[lis
                 used, size = 0, rollout.length + prompt
             groups[-1].append(rollout)
             used += size
-            fresh = False
+            fresh = prompt_copies
     return groups
 
 
-def _by_prompt(rollouts: Sequence[Rollout]) -> dict[bytes, list[Rollout]]:
-    """Rollouts with the same prompt tokens side by side, longest first."""
-    groups: dict[bytes, list[Rollout]] = {}
-    for rollout in sorted(rollouts, key=total_length, reverse=True):
-        groups.setdefault(rollout.prompt_ids.numpy().tobytes(), []).append(rollout)
-    return groups
+def _by_prompt(rollouts: Sequence[Rollout]) -> list[list[int]]:
+    """Numbers of the rollouts with the same prompt tokens, longest first."""
+    groups: dict[bytes, list[int]] = {}
+    for b in sorted(range(len(rollouts)), key=lambda b: total_length(rollouts[b]), reverse=True):
+        groups.setdefault(rollouts[b].prompt_ids.numpy().tobytes(), []).append(b)
+    return list(groups.values())
 
 
 def total_length(rollout: Rollout) -> int:
@@ -160,25 +165,26 @@ def _rows(rollouts: Sequence[Rollout], scored: Tensor, *, packing: bool) -> tupl
 
 def _one_row(rollouts: Sequence[Rollout], scored: Tensor) -> tuple[Tensor, Tensor, SharedPrompts]:
     """Input and position ids (1, N) with each prompt once, and what attends to what."""
-    number = {id(rollout): b for b, rollout in enumerate(rollouts)}
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     families: list[Family] = []
     end = 0
-    for same in _by_prompt(rollouts).values():
-        prompt = len(same[0].prompt_ids)
-        families.append(Family(start=end, prompt=prompt, completions=tuple(r.length for r in same)))
-        ids.append(same[0].prompt_ids)
+    for numbers in _by_prompt(rollouts):
+        prompt_ids = rollouts[numbers[0]].prompt_ids
+        prompt = len(prompt_ids)
+        families.append(Family(start=end, prompt=prompt, completions=tuple(rollouts[b].length for b in numbers)))
+        ids.append(prompt_ids)
         positions.append(torch.arange(prompt))
         last_of_prompt = end + prompt - 1
         end += prompt
-        for rollout in same:
+        for b in numbers:
+            rollout = rollouts[b]
             ids.append(rollout.completion_ids)
             positions.append(torch.arange(prompt, prompt + rollout.length))
             # its first token is predicted by the end of the prompt, every other one by the token before
             predicted_by = torch.arange(end - 1, end + rollout.length - 1)
             predicted_by[:1] = last_of_prompt
-            scored[number[id(rollout)], : rollout.length] = predicted_by
+            scored[b, : rollout.length] = predicted_by
             end += rollout.length
     return torch.cat(ids)[None], torch.cat(positions)[None], SharedPrompts(families)
 

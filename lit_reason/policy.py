@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_reason.attention import Family, SharedPrompts, UnknownAttentionError, install, no_mask
+from lit_reason.architecture import install_layouts, keeps_packed_apart, switch_dropout_off
+from lit_reason.attention import no_mask
 from lit_reason.loading import load_chat_template, load_model, load_tokenizer
 from lit_reason.types import Message, MicroBatch, Problem, UserError
 
 EMPTY_THINK = "<think> </think>"
-
-UNLIMITED = 10**9
 
 LOGIT_CHUNK = 2**25
 """How many logits the head holds at once: 128 MiB in float32, enough rows of any vocabulary to keep a GPU busy."""
@@ -119,7 +118,7 @@ class Policy(nn.Module):
         self.context: int | None = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
         self.turn_end_id = self._find_turn_end()
         self.template_knows_think = self._renders(think=True) != self._renders(think=False)
-        _switch_dropout_off(lm)
+        switch_dropout_off(lm)
         # `generate` merges the checkpoint's sampling defaults (top_k 20, temperature 0.6, ...) into what it is given
         lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
         if options.gradient_checkpointing:
@@ -128,8 +127,8 @@ class Policy(nn.Module):
         self.window = 0
         # a list hides the frozen copy from parameters(), state_dict() and DDP
         self._frozen_reference: list[nn.Module] = []
-        self.packs = self._check_architecture()
-        self.window = self._install_layouts()
+        self.packs = keeps_packed_apart(self.causal_lm, self.logits, options.model)
+        self.window = install_layouts(self.causal_lm) if options.attention in (None, "sdpa") else 0
         self.train()  # transformers loads in eval mode, in which gradient checkpointing does nothing
 
     # ------------------------------------------------------------------ text to tokens and back
@@ -305,11 +304,20 @@ class Policy(nn.Module):
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside, adapters are part of the weights they adapt, as fast as a model without; then all is as before."""
+        """Inside, adapters are part of the weights they adapt, as fast as a model without; then all is as before.
+
+        They stay apart where merging would change what the policy says: weights of less than float32, in which small
+        updates vanish, and tied embeddings, of which one end is adapted and the other is not.
+        """
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         kept: list[tuple[Any, Tensor]] = []
+        head = self.causal_lm.get_output_embeddings().weight
+        weights = [layer.get_base_layer().weight for layer in layers]
+        if any(w.dtype != torch.float32 or w is head for w in weights):
+            yield
+            return
         try:
             for layer in layers:
                 base = layer.get_base_layer().weight
@@ -337,73 +345,6 @@ class Policy(nn.Module):
             lm.generation_config = ours
         self.tokenizer.save_pretrained(str(folder))
 
-    @torch.no_grad()
-    def _check_architecture(self) -> bool:
-        """Try what is taken for granted of an architecture, on four tokens.
-
-        Returns:
-            Whether sequences packed into one row stay apart; recurrent layers, or no use of position ids, mix them.
-
-        Raises:
-            UserError: the model's logits are not its head on its last hidden states, or it looks ahead.
-        """
-        lm = self.causal_lm
-        if "flash" in str(lm.config._attn_implementation):  # noqa: SLF001 - there is no public name for it
-            return True  # cannot run where models are loaded, on the CPU, and tells sequences apart by design
-        lm.eval()
-        ids = torch.arange(4)[None] % lm.config.get_text_config().vocab_size
-        positions = torch.arange(4)[None]
-        hidden = lm.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0].float()
-        expected = lm(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
-        if not torch.allclose(self.logits(hidden.to(lm.dtype)).float(), expected, rtol=0.01, atol=0.01):
-            raise UserError(
-                f"policy.model: '{self.options.model}' ({type(lm).__name__}) scales its logits in an unknown way, "
-                "so its log-probabilities would be wrong. Choose another architecture"
-            )
-        short = lm.base_model(input_ids=ids[:, :2], position_ids=positions[:, :2], use_cache=False).last_hidden_state[0]
-        if not torch.allclose(short.float(), hidden[:2], rtol=0.01, atol=0.01):
-            raise UserError(
-                f"policy.model: '{self.options.model}' ({type(lm).__name__}) looks ahead of the token it predicts. "
-                "Choose a causal language model"
-            )
-        twice = lm.base_model(input_ids=ids.repeat(1, 2), position_ids=positions.repeat(1, 2), use_cache=False)
-        return torch.allclose(twice.last_hidden_state[0, 4:].float(), hidden, rtol=0.01, atol=0.01)
-
-    @torch.no_grad()
-    def _install_layouts(self) -> int:
-        """Let `lit_reason.attention` say what attends to what, if two completions of one prompt then come out right.
-
-        Returns:
-            The longest sequence for which they do; 0 for an architecture whose attention is not known.
-        """
-        lm = self.causal_lm
-        config = lm.config.get_text_config()
-        if self.options.attention not in (None, "sdpa") or not install(lm):
-            return 0
-        ids, positions = torch.arange(5)[None] % config.vocab_size, torch.tensor([[0, 1, 2, 3, 2]])
-        sequences = [torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 4])]
-        layout = SharedPrompts([Family(start=0, prompt=2, completions=(2, 1))])
-        try:
-            found = lm.base_model(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=no_mask(ids.device),
-                use_cache=False,
-                layout=layout,
-            ).last_hidden_state[0]
-            right = True
-            for sequence in sequences:
-                alone = {"input_ids": ids[:, sequence], "position_ids": positions[:, sequence]}
-                expected = lm.base_model(**alone, use_cache=False).last_hidden_state[0]
-                right &= torch.allclose(found[sequence].float(), expected.float(), rtol=0.01, atol=0.01)
-        except (UnknownAttentionError, TypeError, AttributeError):  # it does not pass on what it is given
-            right = False
-        if not right:
-            lm.set_attn_implementation("sdpa")
-            return 0
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return min([int(w) for w in windows if w] + [UNLIMITED])
-
     def _find_turn_end(self) -> int:
         """The end-of-sequence id the chat template writes after an assistant turn (Gemma has one of its own)."""
         turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
@@ -421,16 +362,6 @@ class Policy(nn.Module):
             turns, tokenize=False, add_generation_prompt=True, enable_thinking=think
         )
         return str(text)
-
-
-def _switch_dropout_off(lm: Any) -> None:  # noqa: ANN401
-    """The model's own dropout would make trained log-probabilities differ from sampled ones; LoRA's is a choice."""
-    for module in lm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():  # rates given to a function: attention_dropout, OPT's dropout, ...
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def _eos_ids(lm: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers objects are untyped

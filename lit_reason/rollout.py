@@ -36,8 +36,8 @@ class Sampling:
         stop: a completion ends with the token that completes one of these strings.
         max_new_tokens: a completion that has not ended by then is cut off.
         concurrent: most sequences generated at once; bounds the memory of the key-value cache.
-        cache_tokens: most completion tokens the key-value cache has room for; fewer sequences run at once where
-            `concurrent` of `max_new_tokens` each would need more. 0 is no such bound.
+        cache_tokens: most completion tokens the key-value cache has room for, prompts not counted; fewer sequences run
+            at once where `concurrent` of `max_new_tokens` each would need more. 0 is no such bound.
     """
 
     temperature: float = 1.0
@@ -153,12 +153,16 @@ def roll_out(
         stream: integers that name the random streams, such as (seed, phase); the problem and the number of the sample
             are added to them.
         engine: what generates; None is the in-process one.
-        on_group: called with each group as soon as its last completion has finished, while others still generate.
+        on_group: called with each group as soon as its last completion has finished, while others still generate; not
+            the place to use the policy.
 
     Returns:
         Rollouts without rewards, at most len(problems) * group_size; `group` numbers the problems from 0.
     """
     prompts = [policy.render(problem.prompt, problem.think) for problem in problems]
+    for problem, prompt in zip(problems, prompts, strict=True):
+        if len(prompt) == 0:
+            raise UserError(f"problem '{problem.id}' of task '{problem.task}' has an empty prompt")
     limit = policy.context or 10**9
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) + sampling.max_new_tokens <= limit]
     if not fitting:

@@ -50,7 +50,7 @@ def draw(
 
     Args:
         logits_BV: (B, V), of any float type.
-        uniform_B: (B,) float64 in [0, 1); unused when greedy.
+        uniform_B: (B,) float in [0, 1]; unused when greedy.
         sampling: temperature and what it may drop.
         seen_BV: (B, V) bool, tokens that already occur; needed with a repetition penalty only.
 

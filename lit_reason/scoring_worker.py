@@ -94,10 +94,10 @@ class Worker(threading.Thread):
             process.kill()
 
     def _begin(self) -> None:
-        ours, theirs = _CONTEXT.Pipe()
-        _CONTEXT.set_forkserver_preload(["__main__", __name__])  # imported once for all workers, torch with them
-        process = _CONTEXT.Process(target=_work, args=(theirs, self.nonfinite), name="reward worker")
         try:
+            ours, theirs = _CONTEXT.Pipe()
+            _CONTEXT.set_forkserver_preload(["__main__", __name__])  # imported once for all workers, torch with them
+            process = _CONTEXT.Process(target=_work, args=(theirs, self.nonfinite), name="reward worker")
             process.start()
             theirs.close()  # or the end of the process would not be seen
             self.process, self.pipe, self.sent = process, ours, 0

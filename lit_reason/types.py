@@ -72,7 +72,8 @@ class Rollout:
         text: the completion decoded, without the end-of-sequence token.
         finish_reason: "stop" when the model ended by itself, "length" when it was cut off.
         mask: (T_i,) bool, True on tokens that learn; None means all of them.
-        sampler_logprobs: (T_i,) float32 as the engine reported them, at the sampling temperature; None where it cannot.
+        sampler_logprobs: (T_i,) float32 as the engine reported them, at the sampling temperature; None where it cannot,
+            and to be set to None by whoever changes prompt or completion.
         old_logprobs: (T_i,) float32 under the policy before the first optimizer step of the phase; None while it has
             not moved, when the training forward itself supplies them.
         reference_logprobs: (T_i,) float32 under the reference policy, when the loss asks for it.
@@ -144,7 +145,7 @@ class Window:
     Attributes:
         sequences: completions that learn.
         tokens: tokens that learn.
-        micro_batches: how many micro-batches the window was cut into.
+        micro_batches: how many micro-batches of the window are computed.
         max_completion_tokens: the sampling limit, Dr. GRPO's constant.
     """
 
@@ -186,7 +187,8 @@ class LossOutput:
 
     Attributes:
         loss: scalar with gradient, this micro-batch's *share*: the shares of a window sum to the window's loss.
-        metrics: name -> detached scalar, the *sum over tokens that count*; the trainer divides by `Window.tokens`.
+        metrics: name -> detached scalar, the *sum over tokens that count*; the trainer divides by their number, which
+            leaves out completions that are skipped for having no advantage.
     """
 
     loss: Tensor

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lit_reason.attention import ON_CPU
 from lit_reason.batching import collate, learns, micro_batches, minibatches, total_length
 from lit_reason.correction import Correction, importance_weights
 from lit_reason.loss import Loss, skips_zero_advantages
@@ -71,6 +72,7 @@ class Updater:
         self.packing = packing
         self.gradient_clip = gradient_clip
         self.exact, self.correction, self.correction_cap = exact, correction, correction_cap
+        self.corrects = not exact and loss.needs_advantages  # imitation does not ask who wrote what it imitates
         self.skips = loss.needs_advantages and skips_zero_advantages(loss)
 
     @property
@@ -87,7 +89,8 @@ class Updater:
             seed: of the shuffle into minibatches.
 
         Returns:
-            Means over the steps: loss, entropy, grad_norm, learning_rate, and what the loss reports.
+            Means over the steps: loss, grad_norm, learning_rate; and, over tokens of completions that are not skipped,
+            entropy and what the loss reports.
         """
         learning = [r for r in rollouts if bool(learns(r).any())]
         generator = torch.Generator().manual_seed(seed)
@@ -114,8 +117,9 @@ class Updater:
         lora = self.policy.options.lora
         float32 = {p.dtype for p in self.policy.parameters()} == {torch.float32}
         float32 = float32 and self.module.trainer.precision == "32-true"
-        known = all(r.sampler_logprobs is not None for r in rollouts)
-        return self.exact and float32 and known and (lora is None or lora.dropout == 0)
+        known = all(r.sampler_logprobs is not None and len(r.sampler_logprobs) == r.length for r in rollouts)
+        shared = all(total_length(r) <= self.policy.window for r in rollouts)
+        return self.exact and float32 and known and shared and (lora is None or lora.dropout == 0)
 
     def _idle(self, rollout: Rollout) -> bool:
         """Whether a rollout adds nothing to the gradient, only to the normaliser."""
@@ -125,7 +129,10 @@ class Updater:
         """Micro-batches of a window, and the rollouts in each."""
         longest = max((total_length(r) for r in rollouts), default=0)
         sharing, packing = longest <= self.policy.window, self.packing and self.policy.packs
-        groups = micro_batches(rollouts, self.tokens_per_microbatch, packing=packing, sharing=sharing)
+        copies = self.module.device.type != ON_CPU
+        groups = micro_batches(
+            rollouts, self.tokens_per_microbatch, packing=packing, sharing=sharing, prompt_copies=copies
+        )
         return [(group, collate(group, packing=packing, sharing=sharing)) for group in groups]
 
     @torch.no_grad()
@@ -154,9 +161,9 @@ class Updater:
                 _store(logprobs, group, "old_logprobs")
         metrics = {name: float(self._reduce(value, "sum")) for name, value in sums.items()}
         loss = metrics.pop("loss", 0.0)
-        metrics = {name: value / max(seen, 1.0) for name, value in metrics.items()}
+        metrics = {name: value / seen for name, value in metrics.items() if seen}
         metrics["loss"] = loss
-        if not self.exact:
+        if self.corrects and seen:
             metrics["sampler_ratio_max"] = float(self._reduce(self._largest_ratio, "max"))
         metrics["grad_norm"] = self._clip(optimizer)
         metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
@@ -171,7 +178,7 @@ class Updater:
         logprobs, entropies = self.policy.logprobs(batch, self.temperature)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         weights = None
-        if not self.exact:
+        if self.corrects:
             # a sampler that did not say counts as one that agrees, so that every rank reports the same figures
             sampler = old if batch.sampler_logprobs is None else batch.sampler_logprobs
             weights, mismatch = importance_weights(old, sampler, batch.mask, self.correction, self.correction_cap)

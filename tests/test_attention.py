@@ -126,3 +126,36 @@ def test_a_sliding_window_bounds_what_may_be_shared(tmp_path: Path, tiny_llama: 
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert Policy(PolicyOptions(model=str(tmp_path))).window == 32
+
+
+def test_a_rollout_that_is_there_twice_is_scored_twice() -> None:
+    twice = group(2, [3], 0) * 2
+    batch = collate(twice, sharing=True)
+    assert batch.scored.tolist() == [[1, 2, 3], [1, 5, 6]]
+
+
+def test_values_of_another_width_and_changing_rotations_take_the_plain_road(tmp_path: Path, tiny_llama: str) -> None:
+    """DeepSeek's value heads are narrower than its key heads; LongRoPE turns keys another way in long sequences."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV2Config, LlamaConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 4, "eos_token_id": tokenizer.eos_token_id}
+    narrow = DeepseekV2Config(
+        **size,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        kv_lora_rank=16,
+        q_lora_rank=None,
+        first_k_dense_replace=2,
+        n_routed_experts=2,
+        num_experts_per_tok=1,
+    )
+    turning = LlamaConfig(
+        **size, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, max_position_embeddings=64
+    )
+    for name, config, window in (("narrow", narrow, 0), ("turning", turning, 64)):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        assert Policy(PolicyOptions(model=str(tmp_path / name))).window == window

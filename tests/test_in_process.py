@@ -201,3 +201,30 @@ def test_the_cache_holds_no_more_rows_than_asked_for(policy: Policy, monkeypatch
     roll_out(policy, problems(*TEXTS), Sampling(max_new_tokens=70, concurrent=3), 4)
     assert max(rows for rows, _ in sizes) == 3
     assert max(width for _, width in sizes) <= 70 + 1
+
+
+def test_adapters_that_cannot_be_merged_exactly_stay_apart(tiny_llama: str) -> None:
+    """In bfloat16 small updates would vanish; of a tied embedding only one end is adapted."""
+    for options in (
+        PolicyOptions(model=tiny_llama, dtype="bfloat16", lora=LoRA(rank=4)),
+        PolicyOptions(model="nano", lora=LoRA(rank=4, target_modules=["embed_tokens", "q_proj"])),
+    ):
+        policy = Policy(options)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name or "embedding_A" in name:
+                    parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+        with policy.merged():
+            assert not any(getattr(m, "merged", False) is True for m in policy.modules())
+        rollouts = roll_out(policy, problems(*TEXTS), Sampling(max_new_tokens=10), 2)
+        with torch.no_grad():
+            trained, _ = policy.logprobs(collate(rollouts, sharing=True))
+        apart = 0.2 if options.dtype == "bfloat16" else 1e-4
+        for rollout, row in zip(rollouts, trained, strict=True):
+            torch.testing.assert_close(rollout.sampler_logprobs, row[: rollout.length], atol=apart, rtol=0)
+
+
+def test_an_empty_prompt_is_named(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "render", lambda prompt, think: torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(UserError, match="problem 'Q' of task 'inline' has an empty prompt"):
+        roll_out(policy, problems("Q"), Sampling(max_new_tokens=4))

@@ -206,3 +206,20 @@ def test_completions_without_advantage_may_be_skipped(name: str) -> None:
 def test_completions_without_advantage_count_where_the_formula_uses_them(name: Any) -> None:
     """BNPO divides by the tokens of a micro-batch; a KL term, and imitation, need no advantage."""
     assert not skips_zero_advantages(LossRef.of(name).build())
+
+
+def test_a_penalty_on_far_ratios_keeps_completions_without_advantage() -> None:
+    class TrustRegion(ClippedLoss):
+        def surrogate(self, inputs: LossInputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            per_token, metrics = super().surrogate(inputs)
+            return per_token + (inputs.logprobs - inputs.old_logprobs).abs().sub(0.5).relu(), metrics
+
+    assert not skips_zero_advantages(TrustRegion())
+
+
+def test_a_loss_that_cannot_be_tried_needs_all_completions() -> None:
+    class Fussy(ClippedLoss):
+        def surrogate(self, inputs: LossInputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            raise RuntimeError(f"only for {inputs.window} of another kind")
+
+    assert not skips_zero_advantages(Fussy())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, FalconH1Config, MptConfig
 
+import lit_reason.architecture as architecture_module
 import lit_reason.policy as policy_module
 from lit_reason.batching import collate
 from lit_reason.policy import LoRA, Policy, PolicyOptions
@@ -230,7 +231,7 @@ def test_dropout_given_to_a_function_is_switched_off_too() -> None:
     layer = torch.nn.Module()
     layer.dropout, layer.layerdrop, layer.attention_dropout, layer.scale = 0.1, 0.2, 0.3, 0.4
     layer.inner = torch.nn.Dropout(0.5)
-    policy_module._switch_dropout_off(layer)
+    architecture_module.switch_dropout_off(layer)
     assert (layer.dropout, layer.layerdrop, layer.attention_dropout, layer.scale) == (0.0, 0.0, 0.0, 0.4)
     assert layer.inner.p == 0.0
 

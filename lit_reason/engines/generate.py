@@ -43,7 +43,7 @@ class _Drawing:
         self, prompts: Sequence[Tensor], keys: Sequence[int], sampling: Sampling, device: torch.device
     ) -> None:
         self.prompts, self.sampling = prompts, sampling
-        self.noise = uniforms(torch.tensor(keys, device=device), sampling.max_new_tokens)
+        self.noise = uniforms(torch.tensor(keys), sampling.max_new_tokens).float().to(device)
         self.seen: Tensor | None = None
         self.logprobs: list[Tensor] = []
 

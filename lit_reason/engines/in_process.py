@@ -16,12 +16,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_reason.architecture import UNLIMITED
 from lit_reason.attention import no_mask
 from lit_reason.engines.cache import FIRST_COLUMNS, Decode, Prefill, Store
 from lit_reason.engines.generate import Generate
 from lit_reason.engines.graphs import DEVICES, FixedDecode, Recorder
 from lit_reason.engines.straight import straight
-from lit_reason.policy import UNLIMITED, Policy
+from lit_reason.policy import Policy
 from lit_reason.rollout import Completion, Engine, Request, Sampling, find_end
 from lit_reason.sample import draw, uniforms
 from lit_reason.types import FinishReason, UserError
@@ -55,7 +56,7 @@ class InProcess(Engine):
 
 @dataclass(slots=True)
 class _Row:
-    """One sequence being generated: completion `sample` of `request`, which joined at step `born`."""
+    """One sequence: completion `sample` of `request`, joined at step `born`; its prompt is the `group`-th."""
 
     request: int
     sample: int
@@ -77,9 +78,8 @@ class _Batch:
             self.capacity = min(self.capacity, max(1, sampling.cache_tokens // limit))
         self.look = STEPS_BETWEEN_LOOKS.get(self.device.type, 8)
         self.turn = limit + self.look  # columns of the ring: a row may draw a few tokens too many before a look
-        longest_prompt = max(len(r.prompt_ids) for r in requests)
         self.own = Store(self.capacity, FIRST_COLUMNS, self.capacity, self.turn)
-        self.prompts = Store(min(len(requests), self.capacity), longest_prompt, self.capacity, longest_prompt)
+        self.prompts = Store(1, 1, self.capacity, max(len(r.prompt_ids) for r in requests))
         self.straight, self.checked = straight(self.lm), False
         fixed = self.device.type in DEVICES and self.straight is not None
         self.layout = (FixedDecode if fixed else Decode)(self.prompts, self.own, reach)
@@ -91,6 +91,7 @@ class _Batch:
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         self.waiting = deque((i, list(range(len(requests[i].streams)))) for i in order)
         self.now = 0
+        self._rearranged = True  # since the layout was told which rows there are
         self.mask = no_mask(self.device)
         vocabulary = self.lm.config.get_text_config().vocab_size
         # state of the rows, first dimension `capacity`
@@ -99,7 +100,7 @@ class _Batch:
         self.current = torch.zeros(self.capacity, dtype=torch.int64, device=self.device)  # token to read next
         self.born = torch.zeros(self.capacity, dtype=torch.int64, device=self.device)
         self.prompt_length = torch.zeros(self.capacity, dtype=torch.int64, device=self.device)
-        self.noise = torch.zeros(self.capacity, self.turn, dtype=torch.float64, device=self.device)
+        self.noise = torch.zeros(self.capacity, self.turn, dtype=torch.float32, device=self.device)
         self.seen: Tensor | None = None
         if sampling.repetition_penalty != 1.0:
             self.seen = torch.zeros(self.capacity, vocabulary, dtype=torch.bool, device=self.device)
@@ -151,7 +152,8 @@ class _Batch:
                 pick.append(g)
                 keys.append(self.requests[request].streams[sample])
         new = slice(start, len(self.rows))
-        self.noise[new] = uniforms(torch.tensor(keys, device=self.device), self.turn)
+        # made on the CPU: not every accelerator knows the 64-bit types
+        self.noise[new] = uniforms(torch.tensor(keys), self.turn).float().to(self.device)
         self.born[new] = self.now
         lengths = torch.tensor([len(self.requests[request].prompt_ids) for request, _ in joining])
         self.prompt_length[new] = lengths[pick].to(self.device)

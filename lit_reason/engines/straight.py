@@ -69,8 +69,8 @@ class _Layer:
 
 
 def _linear(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A projection without the module around it; adapters are merged while the engine runs."""
-    base: Any = module.get_base_layer() if hasattr(module, "get_base_layer") else module  # type: ignore[operator]  # PEFT's
+    """A projection without the module around it, where that does nothing more; a merged adapter is such a module."""
+    base: Any = module.get_base_layer() if getattr(module, "merged", False) else module  # type: ignore[operator]  # PEFT's
     if type(base) is not nn.Linear:
         return module
     weight, bias = base.weight, base.bias

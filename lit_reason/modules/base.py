@@ -119,7 +119,7 @@ class Reasoner(LightningModule, ABC):
             correction_cap=correction_cap,
         )
         self.engine = engine
-        self._moved = True  # the weights, since the engine was told
+        self.weights_moved = True  # since the engine was told
 
     # ------------------------------------------------------------------ the stages
     @abstractmethod
@@ -130,8 +130,13 @@ class Reasoner(LightningModule, ABC):
         self, problems: Sequence[Problem], group_size: int = 1, sampling: Sampling | None = None
     ) -> list[Rollout]:
         """`group_size` completions of every problem that fits the context, group by group, without gradient."""
+        sampling = sampling or self.sampling
         stream = (self.seed, self.phase)
-        return self.sample(problems, sampling or self.sampling, group_size, stream=stream, on_group=self.on_group)
+        rollouts = self.sample(problems, sampling, group_size, stream=stream, on_group=self.on_group)
+        if sampling.trained_temperature != self.updater.temperature:
+            for rollout in rollouts:  # log-probabilities at another temperature are of no use to the update
+                rollout.sampler_logprobs = None
+        return rollouts
 
     def sample(
         self,
@@ -143,9 +148,9 @@ class Reasoner(LightningModule, ABC):
         on_group: Callable[[list[Rollout]], None] | None = None,
     ) -> list[Rollout]:
         """`roll_out` by this module's engine, which has heard of the policy's last step."""
-        if self.engine is not None and self._moved:
+        if self.engine is not None and self.weights_moved:
             self.engine.weights_changed(self.policy)
-        self._moved = False
+        self.weights_moved = False
         return roll_out(
             self.policy,
             problems,
@@ -163,7 +168,7 @@ class Reasoner(LightningModule, ABC):
         """Minibatches -> micro-batches -> loss -> optimizer step."""
         with random_stream(self.seed, self.phase, self.global_rank, UPDATE_STREAM):
             metrics = self.updater(rollouts, seed=self.seed * 1_000_003 + self.phase)
-        self._moved = True
+        self.weights_moved = True
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
 
     def end_phase(self) -> None:
@@ -333,7 +338,7 @@ class Reasoner(LightningModule, ABC):
                 "policy further, give the run's folder 'model' as policy.model"
             )
         self.phase = ours.get("phase", 0)
-        self._moved = True
+        self.weights_moved = True
         self.base_metrics = ours.get("base_metrics")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401

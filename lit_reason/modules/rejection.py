@@ -183,6 +183,7 @@ class RejectionSampling(Rewarded):
         accepted = self.select(self.score(rollouts))
         for rollout in accepted:
             rollout.problem = plain[id(rollout.problem)]
+            rollout.sampler_logprobs = None  # they were those of the prompt with the hint
             rollout.prompt_ids = self.policy.render(rollout.problem.prompt, rollout.problem.think)
         return accepted
 
@@ -205,6 +206,7 @@ class RejectionSampling(Rewarded):
                 parameter.copy_(self._base[name])
         optimizer: Any = self.optimizers()
         optimizer.optimizer.state.clear()
+        self.weights_moved = True
 
     def _write(self, accepted: Sequence[Rollout]) -> None:
         """Append the round's accepted samples to accepted.jsonl, in the columns the `dataset` task reads."""
