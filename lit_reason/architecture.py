@@ -77,7 +77,10 @@ def install_layouts(lm: Any) -> int:  # noqa: ANN401
         for sequence in sequences:
             alone = {"input_ids": ids[:, sequence], "position_ids": positions[:, sequence]}
             expected = lm.base_model(**alone, use_cache=False).last_hidden_state[0]
-            right &= torch.allclose(found[sequence].float(), expected.float(), rtol=0.01, atol=0.01)
+            # a token that saw what it should not differs by as much as the values themselves; bfloat16 rounds by 1 %
+            loose = 0.01 if found.dtype == torch.float32 else 0.1
+            difference = (found[sequence] - expected).float().abs().amax()
+            right &= bool(difference <= loose * expected.float().abs().amax())
     except (UnknownAttentionError, TypeError, AttributeError):  # it does not pass on what it is given
         right = False
     if not right:

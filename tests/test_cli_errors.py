@@ -80,7 +80,7 @@ def test_a_wrong_option_on_the_command_line_is_one_line(fit, options, message):
         ("[accuracy]", "[accurcy]", "config.yaml:5: model.rewards: no reward named 'accurcy'"),
         ("[accuracy]", "[length: {targt: 3}]", "config.yaml:5: model.rewards: reward 'length' has no option 'targt'; did you mean 'target'?"),
         ("size: 60", "size: sixty", "config.yaml:10: data.task: task 'nano_traces'"),
-        ("group_size: 4", "optimizer: {class_path: SGD, init_args: {lrr: 1}}", "config.yaml:6: there is no option 'model.optimizer.lrr'; did you mean 'model.optimizer.lr'?"),
+        ("group_size: 4", "optimizer: {class_path: torch.optim.SGD, init_args: {lrr: 1}}", "config.yaml:6: there is no option 'model.optimizer.lrr'; did you mean 'model.optimizer.lr'?"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_in_a_config_is_one_line_with_file_and_line(fit, old, new, message):

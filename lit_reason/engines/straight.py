@@ -29,12 +29,11 @@ def straight(lm: Any) -> Step | None:  # noqa: ANN401 - a transformers model
     if lm.config.model_type not in ARCHITECTURES:
         return None
     model = lm.base_model
-    embedding: Tensor = model.embed_tokens.weight
     layers = [_Layer(number, layer) for number, layer in enumerate(model.layers)]
     final = _norm(model.norm)
 
     def step(ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        hidden = F.embedding(ids[:, 0], embedding)  # (S, D)
+        hidden: Tensor = model.embed_tokens(ids[:, 0])  # (S, D)
         cos, sin = model.rotary_emb(hidden[:, None], position_ids=positions)  # (S, 1, head)
         half = sin.shape[-1] // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # rolling by half a head then needs no negation
