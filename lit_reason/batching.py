@@ -23,10 +23,16 @@ def learns(rollout: Rollout) -> Tensor:
 
 
 def minibatches(rollouts: Sequence[Rollout], count: int, generator: torch.Generator) -> list[list[Rollout]]:
-    """Cut rollouts into `count` windows of like size, shuffled when there is more than one; no size needs to divide."""
+    """Cut rollouts into `count` windows of like size, shuffled when there is more than one; no size needs to divide.
+
+    A group stays together, but for groups at a cut: its prompt is then computed once, and its advantages balance.
+    """
     if count == 1:
         return [list(rollouts)]
-    order = torch.randperm(len(rollouts), generator=generator).tolist()
+    groups: dict[int, list[int]] = {}  # in the order of their first completions, which is random
+    for i in torch.randperm(len(rollouts), generator=generator).tolist():
+        groups.setdefault(rollouts[i].group, []).append(i)
+    order = [i for group in groups.values() for i in group]
     edges = [round(i * len(order) / count) for i in range(count + 1)]
     return [[rollouts[i] for i in order[a:b]] for a, b in pairwise(edges)]
 

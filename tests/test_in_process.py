@@ -185,7 +185,12 @@ def test_a_step_that_is_not_the_models_own_is_not_used(
 ) -> None:
     expected = tokens(roll_out(policy, problems(*TEXTS), Sampling(max_new_tokens=12), 2))
     monkeypatch.setattr(in_process, "DEVICES", devices)
-    monkeypatch.setattr(in_process, "straight", lambda lm: lambda ids, positions, layout: torch.zeros(len(ids), 32))
+
+    class Wrong(in_process.Straight):
+        def __call__(self, *args: object) -> torch.Tensor:
+            return torch.zeros_like(super().__call__(*args))
+
+    monkeypatch.setattr(in_process, "straight", Wrong)
     assert tokens(roll_out(policy, problems(*TEXTS), Sampling(max_new_tokens=12), 2)) == expected
 
 

@@ -86,6 +86,18 @@ def test_minibatches_differ_in_size_by_one_at_most_and_lose_nothing(count: int) 
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_minibatches_keep_groups_together_and_shuffle_them() -> None:
+    rollouts = [rollout(1, 2) for _ in range(24)]
+    for n, r in enumerate(rollouts):
+        r.group = n // 4
+    draws = [minibatches(rollouts, 3, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    for parts in draws:
+        assert [len({r.group for r in part}) for part in parts] == [2, 2, 2]
+    assert len({tuple(r.group for r in parts[0]) for parts in draws}) > 10
+    # where it does not divide, only the groups at the two cuts are in two parts
+    assert sum(len({r.group for r in part}) for part in minibatches(rollouts[:22], 3, torch.Generator())) <= 6 + 2
+
+
 def gradients(folder: str, out: Path, *arguments: str) -> dict[str, torch.Tensor]:
     command = [sys.executable, str(WORKER), folder, str(out), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

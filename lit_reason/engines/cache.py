@@ -98,6 +98,8 @@ class Decode:
 
     def __init__(self, prompts: Store, own: Store, reach: int) -> None:
         self.prompts, self.own, self.reach = prompts, own, reach
+        self._views: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._unused: Tensor | None = None
 
     def arrange(self, group_of_row: Sequence[int], prompt_lengths: Sequence[int], device: torch.device) -> None:
         """Say which rows there are: row i belongs to group group_of_row[i]; to be called when that changes."""
@@ -119,6 +121,7 @@ class Decode:
             lengths = torch.tensor(prompt_lengths, device=device)
             columns = torch.arange(self.prompt_width, device=device)
             self.prompt_hidden = (columns >= lengths[:, None])[:, None, None]  # (G, 1, 1, P)
+        self._views.clear()
 
     def step(self, column: int, first: int, last: int, own_hidden: Tensor | None) -> None:
         """Say where this step writes, and which columns first <= c < last it reads, less those hidden (S, 1, 1, _)."""
@@ -130,47 +133,58 @@ class Decode:
         own_k, own_v = self.own.layer(layer, key)
         self.write(own_k, key)
         self.write(own_v, value)
-        own_k, own_v = (x[:rows, :, self.first : self.last] for x in (own_k, own_v))
-        prompt_k, prompt_v = (x[: self.groups, :, : self.prompt_width] for x in self.prompts.layer(layer, key))
+        pairs, columns = rows * kv_heads, self.last - self.first
+        read = (pairs, columns, width), (width * own_k.shape[2], width, 1), self.first * width
+        own_k, own_v = own_k.as_strided(*read), own_v.as_strided(*read)
+        prompt_k, prompt_v, prompt_mask = self._prompt(layer, key)
         repeats = heads // kv_heads
-        q = query.view(rows, kv_heads, repeats, width)
+        q = query.contiguous().view(rows, kv_heads, repeats, width)
+        if self._unused is None:
+            self._unused = q.new_zeros(1, 1, 1)  # baddbmm wants something to multiply by zero
+        on_own = torch.baddbmm(self._unused, q.view(pairs, repeats, width), own_k.transpose(1, 2), beta=0, alpha=scale)
+        if self.own_hidden is not None:
+            on_own.view(rows, kv_heads, repeats, columns).masked_fill_(self.own_hidden, -torch.inf)
         if q.device.type == attention.ON_CPU:
-            # each part by itself, joined by their log-normalisers
-            prompt_out, prompt_n = attention.flash(
-                self._by_group(q), prompt_k, prompt_v, attn_mask=_additive(self.prompt_hidden, q), scale=scale
+            # the prompt joins by its log-normaliser, as if it were one more column
+            of_prompt, normaliser = attention.flash(
+                self._by_group(q), prompt_k, prompt_v, attn_mask=prompt_mask, scale=scale
             )
-            own_out, own_n = attention.flash(q, own_k, own_v, attn_mask=_additive(self.own_hidden, q), scale=scale)
-            weight = torch.sigmoid(self._by_row(prompt_n[..., None], repeats) - own_n[..., None])
-            out = own_out.lerp_(self._by_row(prompt_out, repeats), weight.to(own_out.dtype))
+            of_prompt = self._by_row(of_prompt, repeats).reshape(pairs, repeats, width)
+            normaliser = self._by_row(normaliser[..., None], repeats).reshape(pairs, repeats, 1)
+            weights = torch.cat([on_own, normaliser], -1).softmax(-1).to(own_v.dtype)
+            of_own, rest = weights.split([columns, 1], -1)
+            out = torch.baddbmm(of_prompt * rest, of_own, own_v)
         else:
             on_prompt = self._by_group(q * scale) @ prompt_k.transpose(2, 3)
-            on_own = (q * scale) @ own_k.transpose(2, 3)
             if self.prompt_hidden is not None:
                 on_prompt = on_prompt.masked_fill(self.prompt_hidden, -torch.inf)
-            if self.own_hidden is not None:
-                on_own = on_own.masked_fill(self.own_hidden, -torch.inf)
-            weights = torch.cat([self._by_row(on_prompt, repeats), on_own], -1).softmax(-1)
-            of_prompt, of_own = weights.split([self.prompt_width, self.last - self.first], -1)
-            out = self._by_row(self._by_group(of_prompt) @ prompt_v, repeats) + of_own @ own_v
-        attended: Tensor = out.reshape(rows, 1, heads, width)
-        return attended
+            weights = torch.cat([self._by_row(on_prompt, repeats).flatten(0, 1), on_own], -1).softmax(-1)
+            of_prompt, of_own = weights.split([self.prompt_width, columns], -1)
+            of_prompt = self._by_group(of_prompt.unflatten(0, (rows, kv_heads))) @ prompt_v
+            out = torch.baddbmm(self._by_row(of_prompt, repeats).flatten(0, 1), of_own, own_v)
+        return out.view(rows, 1, heads, width)
+
+    def _prompt(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (G, K, P, D) of the live groups' prompts, and what the CPU's kernel adds to their scores."""
+        if layer not in self._views:
+            keys, values = (x[: self.groups, :, : self.prompt_width] for x in self.prompts.layer(layer, like))
+            mask = None
+            if self.prompt_hidden is not None and like.device.type == attention.ON_CPU:
+                mask = like.new_zeros(self.prompt_hidden.shape).masked_fill_(self.prompt_hidden, -torch.inf)
+            self._views[layer] = keys, values, mask
+        return self._views[layer]
 
     def write(self, stored: Tensor, new: Tensor) -> None:
         """Put the rows' new keys or values (S, K, 1, D) into this step's column."""
-        stored[: self.rows, :, self.column] = new[:, :, 0]
+        stored[: self.rows, :, self.column] = new.squeeze(2)
 
     def _by_group(self, x: Tensor) -> Tensor:
         """(S, K, r, D) -> (G, K, most * r, D)."""
         if not self.in_order:
-            x = x[self.row_at]
+            x = x.index_select(0, self.row_at)
         return x.view(self.groups, self.most, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, x: Tensor, repeats: int) -> Tensor:
         """(G, K, most * r, D) -> (S, K, r, D)."""
         x = x.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
-        return x if self.in_order else x[self.place]
-
-
-def _additive(hidden: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask to be added to scores."""
-    return None if hidden is None else like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        return x if self.in_order else x.index_select(0, self.place)

@@ -21,7 +21,7 @@ from lit_reason.attention import no_mask
 from lit_reason.engines.cache import FIRST_COLUMNS, Decode, Prefill, Store
 from lit_reason.engines.generate import Generate
 from lit_reason.engines.graphs import DEVICES, FixedDecode, Recorder
-from lit_reason.engines.straight import straight
+from lit_reason.engines.straight import Straight, straight
 from lit_reason.policy import Policy
 from lit_reason.rollout import Completion, Engine, Request, Sampling, find_end
 from lit_reason.sample import draw, uniforms
@@ -80,7 +80,10 @@ class _Batch:
         self.turn = limit + self.look  # columns of the ring: a row may draw a few tokens too many before a look
         self.own = Store(self.capacity, FIRST_COLUMNS, self.capacity, self.turn)
         self.prompts = Store(1, 1, self.capacity, max(len(r.prompt_ids) for r in requests))
-        self.straight, self.checked = straight(self.lm), False
+        # rows that ended unseen may run past the longest sequence, but not past what the model knows
+        self.positions = min(reach + self.look, policy.context or UNLIMITED)
+        self.straight: Straight | None = straight(self.lm, self.positions)
+        self.checked = False
         fixed = self.device.type in DEVICES and self.straight is not None
         self.layout = (FixedDecode if fixed else Decode)(self.prompts, self.own, reach)
         self.recorder = Recorder()
@@ -90,7 +93,7 @@ class _Batch:
         # prompts of like length are read together
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         self.waiting = deque((i, list(range(len(requests[i].streams)))) for i in order)
-        self.now = 0
+        self.now = self.oldest = 0
         self._rearranged = True  # since the layout was told which rows there are
         self.mask = no_mask(self.device)
         vocabulary = self.lm.config.get_text_config().vocab_size
@@ -210,13 +213,14 @@ class _Batch:
             written = self.now - (column - columns) % self.turn  # the step that wrote each column last
             hidden_columns = (written < self.born[:rows, None])[:, None, None]
         self.layout.step(column, first, last, hidden_columns)
-        context = self.policy.context or UNLIMITED  # rows that ended unseen may run past it
-        positions = (self.offset + self.now).clamp(max=context - 1)
-        hidden = self._advance(self.current[:rows, None], positions)
+        logits = self._advance(self.current[:rows, None], (self.offset + self.now).clamp_(max=self.positions - 1))
         self.now += 1
-        number = (self.now - self.born[:rows]).clamp(max=self.turn - 1)
-        uniform = self.noise[:rows].gather(1, number[:, None]).squeeze(1)
-        self._draw(self.policy.logits(hidden), slice(rows), uniform, self.now % self.turn)
+        if self.alike:
+            uniform = self.noise[:rows, min(self.now - self.oldest, self.turn - 1)]
+        else:
+            number = (self.now - self.born[:rows]).clamp_(max=self.turn - 1)
+            uniform = self.noise[:rows].gather(1, number[:, None]).squeeze(1)
+        self._draw(logits, slice(rows), uniform, self.now % self.turn)
 
     def _fixed_step(self, layout: FixedDecode) -> None:
         """The same step with fixed shapes, recorded where the device can; rows that are too many draw in vain."""
@@ -235,18 +239,17 @@ class _Batch:
         self.now += 1
 
     def _positions(self, rows: int) -> Tensor:
-        context = self.policy.context or UNLIMITED  # rows that ended unseen may run past it
-        return (self.prompt_length - self.born + self.clock)[:rows, None].clamp(0, context - 1)
+        return (self.prompt_length - self.born + self.clock)[:rows, None].clamp(0, self.positions - 1)
 
     def _work(self, layout: FixedDecode) -> None:
         assert self.straight is not None
         rows, born = layout.rows, self.born[: layout.rows]
         layout.step_at(self.clock, born, self.turn)
-        hidden = self.straight(self.current[:rows, None], self._positions(rows), layout)
+        logits = self._logits(self.straight(self.current[:rows, None], self._positions(rows), layout))
         number = (self.clock + 1 - born).clamp(0, self.turn - 1)
         uniform = self.noise[:rows].gather(1, number[:, None]).squeeze(1)
         seen = None if self.seen is None else self.seen[:rows]
-        tokens, logprobs = draw(self.policy.logits(hidden), uniform, self.sampling, seen)
+        tokens, logprobs = draw(logits, uniform, self.sampling, seen)
         column = (self.clock + 1) % self.turn
         self.current[:rows].copy_(tokens)
         self.tokens[:rows].index_copy_(1, column, tokens[:, None])
@@ -255,9 +258,9 @@ class _Batch:
             seen.scatter_(1, tokens[:, None], True)
 
     def _advance(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Read one token in every row: last hidden states (S, D)."""
+        """Read one token in every row: logits (S, V) of the next."""
         if self.straight is not None and self.checked:
-            return self.straight(ids, positions, self.layout)
+            return self._logits(self.straight(ids, positions, self.layout))
         hidden = self._forward(ids, positions, self.layout)[:, 0]
         if self.straight is not None:
             quick = self.straight(ids, positions, self.layout)
@@ -265,7 +268,11 @@ class _Batch:
             self.checked = bool(((quick - hidden).abs() <= loose * (hidden.abs() + hidden.abs().amax())).all())
             if not self.checked:
                 self.straight = None
-        return hidden
+        return self._logits(hidden)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        head = None if self.straight is None else self.straight.head
+        return self.policy.logits(hidden) if head is None else head(hidden)
 
     def _draw(self, logits: Tensor, rows: slice, uniform: Tensor, column: int) -> None:
         seen = None if self.seen is None else self.seen[rows]
@@ -279,8 +286,9 @@ class _Batch:
     # ------------------------------------------------------------------ leaving
     def _harvest(self, looked: int) -> Iterator[tuple[int, int, Completion]]:
         """Take out the rows that ended within the last `looked` tokens."""
-        columns = [(self.now - k) % self.turn for k in reversed(range(looked))]
-        ended = self.ends[self.tokens[: len(self.rows), columns]].any(1).tolist()
+        ended = self._ended(looked)
+        if not self.sampling.stop and True not in ended and self.now - self.oldest + 1 < self.sampling.max_new_tokens:
+            return
         finished: list[int] = []
         taken: list[tuple[int, int, Completion]] = []
         for index, row in enumerate(self.rows):
@@ -294,6 +302,14 @@ class _Batch:
         if finished:
             self._close(finished)
             yield from taken
+
+    def _ended(self, looked: int) -> list[bool]:
+        """Whether each row drew an end-of-sequence token within the last `looked` tokens."""
+        rows = len(self.rows)
+        if looked == 1:
+            return self.ends.index_select(0, self.current[:rows]).tolist()
+        columns = [(self.now - k) % self.turn for k in reversed(range(looked))]
+        return self.ends[self.tokens[:rows, columns]].any(1).tolist()
 
     def _completion(self, index: int, ids: Tensor, length: int, reason: FinishReason) -> Completion:
         logprobs = self.logprobs[index, self._columns(self.rows[index], length)].cpu()
