@@ -209,12 +209,14 @@ class Policy(nn.Module):
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _score_chunk(self, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:  # noqa: N803
-        logits_NV = self.logits(hidden_ND).float() / temperature  # noqa: N806
+        logits_NV = self.logits(hidden_ND).float()  # noqa: N806
+        if temperature != 1.0:  # a copy of all logits, and another one backward
+            logits_NV = logits_NV / temperature  # noqa: N806
         normaliser_N = logits_NV.logsumexp(-1)  # noqa: N806
         logp_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - normaliser_N  # noqa: N806
         with torch.no_grad():
             log_p = logits_NV.detach() - normaliser_N.detach()[:, None]
-            entropy_N = -(log_p.exp() * log_p).sum(-1)  # noqa: N806
+            entropy_N = -log_p.exp().mul_(log_p).sum(-1)  # noqa: N806
         return logp_N, entropy_N
 
     def logits(self, hidden: Tensor) -> Tensor:
