@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lit_reason.plugins import RewardRef
 from lit_reason.types import Rollout, UserError
@@ -21,6 +21,9 @@ class Reward:
     one problem. Options are typed keyword arguments of `__init__`; `weight` is not among them, the trainer keeps it.
     A reward must never raise on what a model wrote: return 0.0 for nonsense, None for "does not apply here".
     """
+
+    default_weight: ClassVar[float] = 1.0
+    """What the reward counts for when the configuration does not say; 0 for one that only measures."""
 
     def score(self, rollout: Rollout) -> float | None:
         """The reward of one rollout, finite, or None when it does not apply to this row."""
@@ -47,7 +50,8 @@ def score_rollouts(
 
     Args:
         rollouts: rollouts of one group must carry the same `group` number, in any order.
-        rewards: what judges them; a rollout's reward is the weighted sum of those not None, or None when all are.
+        rewards: what judges them; a rollout's reward is the weighted sum of those not None, or None when all are. One
+            of weight 0 is measured and no part of this: alone it leaves a row without reward.
         nonfinite: what NaN or an infinity does: stop with an error, or turn into None and be counted.
 
     Returns:
@@ -74,7 +78,7 @@ def score_rollouts(
                     value = None  # noqa: PLW2901 - from here on it is like any reward that does not apply
                 rollout.rewards[weighted.name] = value
     for rollout in rollouts:
-        parts = [w.weight * v for w in rewards if (v := rollout.rewards[w.name]) is not None]
+        parts = [w.weight * v for w in rewards if w.weight and (v := rollout.rewards[w.name]) is not None]
         rollout.reward = math.fsum(parts) if parts else None
     return masked
 
@@ -112,7 +116,7 @@ def weighted_rewards(references: Sequence[RewardRef]) -> list[WeightedReward]:
     """Build the rewards a configuration names.
 
     Raises:
-        UserError: there is none, two share a name, or one cannot be built.
+        UserError: there is none, two share a name, all have weight 0, or one cannot be built.
     """
     built = [
         WeightedReward(name=ref.name, weight=ref.weight, reward=ref.build()) for ref in map(RewardRef.of, references)
@@ -122,4 +126,6 @@ def weighted_rewards(references: Sequence[RewardRef]) -> list[WeightedReward]:
     twice = [name for name, count in Counter(w.name for w in built).items() if count > 1]
     if twice:
         raise UserError(f"rewards names '{twice[0]}' more than once; each reward may appear once, with its weight")
+    if not any(w.weight for w in built):
+        raise UserError(f"rewards: '{built[0].name}' has weight 0, as all have; give one a weight to learn from")
     return built
