@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lit_reason.tiny import tiny_policy
-from lit_reason.types import FinishReason, LossInputs, Problem, Rollout
+from lit_reason.types import FinishReason, LossInputs, Problem, Rollout, UserError
 
 if TYPE_CHECKING:
     from lit_reason.loss import Loss
@@ -68,6 +68,7 @@ class _Complaints:
     def __init__(self, subject: object) -> None:
         self.subject = type(subject).__name__
         self.lines: list[str] = []
+        self.error: Exception | None = None  # the last one raised
 
     def __call__(self, line: str) -> None:
         if line not in self.lines:
@@ -78,6 +79,7 @@ class _Complaints:
         try:
             return call()
         except Exception as error:  # noqa: BLE001 - what a plugin raises is the finding
+            self.error = error
             self(f"{what} raised {type(error).__name__}: {error}")
             return None
 
@@ -249,19 +251,25 @@ def check_reward(reward: Reward, *, rollouts: Sequence[Rollout] | None = None) -
 
     Args:
         reward: what to check.
-        rollouts: one group to try beside the built-in ones, such as problems of the task the reward is made for.
+        rollouts: one group to try first, of the task the reward is made for; the built-in completions then answer its
+            problem. By default they answer a plain sum, whose problem has no metadata.
 
     Raises:
+        UserError: the reward needs problems of another kind; give `rollouts` of that kind.
         AssertionError: lists all that is wrong.
     """
     complain = _Complaints(reward)
-    groups = [sample_rollouts(), sample_rollouts(WORKED, finish_reason="length"), sample_rollouts(WORKED[:1])]
-    groups += [list(rollouts)] if rollouts is not None else []
+    asked = rollouts[0].problem if rollouts else None
+    groups = [list(rollouts)] if rollouts else []
+    groups += [sample_rollouts(problem=asked), sample_rollouts(problem=asked, finish_reason="length")]
+    groups += [sample_rollouts(WORKED[:1], problem=asked)]
     for group in groups:
         _check_group(reward, group, complain)
+        if group is groups[0] and isinstance(complain.error, UserError):
+            raise complain.error
     for text in HOSTILE:
         start = time.perf_counter()
-        _check_group(reward, sample_rollouts([text, WORKED[0]]), complain)
+        _check_group(reward, sample_rollouts([text, WORKED[0]], problem=asked), complain)
         _check_seconds(start, _short(text), complain)
     complain.attempt("pickling the reward", lambda: pickle.dumps(reward))
     complain.settle()
@@ -272,7 +280,8 @@ def _check_group(reward: Reward, group: list[Rollout], complain: _Complaints) ->
 
     shown = _short(group[0].text)
     before = [_snapshot(rollout) for rollout in group]
-    values = complain.attempt(f"the completion {shown}", lambda: list(reward.score_group(group)))
+    judge: Callable[[Sequence[Rollout]], Any] = reward.score_group
+    values = complain.attempt(f"the completion {shown}", lambda: list(judge(group)))
     if values is None:
         return
     if len(values) != len(group):
@@ -281,7 +290,7 @@ def _check_group(reward: Reward, group: list[Rollout], complain: _Complaints) ->
     for value in values:
         if value is not None and not _is_number(value):
             complain(f"the completion {shown} got {value!r}, expected a finite number or None")
-    if list(reward.score_group(group)) != values:
+    if list(judge(group)) != values:
         complain(f"the completion {shown} got another reward the second time")
     if type(reward).score_group is Reward.score_group and [reward.score(r) for r in reversed(group)] != values[::-1]:
         complain(f"the completion {shown} got another reward in another order")
