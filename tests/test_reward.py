@@ -64,6 +64,21 @@ def test_none_is_left_out_of_the_sum_and_all_none_leaves_the_row_out() -> None:
     assert [r.reward for r in rows] == [None, 2.0]
 
 
+def test_a_reward_of_weight_0_is_measured_and_judges_no_row() -> None:
+    rows = rollouts([0, 0])
+    some = Fixed(lambda r: None if r.text == "0" else 2.0)
+    score_rollouts(rows, [named("some", some), named("metric", Fixed(lambda r: 7.0), 0.0)])
+    assert [r.rewards["metric"] for r in rows] == [7.0, 7.0]
+    assert [r.reward for r in rows] == [None, 2.0]
+
+
+def test_rewards_that_all_have_weight_0_are_refused() -> None:
+    with pytest.raises(UserError, match="rewards: 'reflection' has weight 0, as all have; give one a weight"):
+        weighted_rewards(["reflection", {"format": {"weight": 0}}])
+    built = weighted_rewards(["reflection", "format"])
+    assert [(w.name, w.weight) for w in built] == [("reflection", 0.0), ("format", 1.0)]
+
+
 def test_group_rewards_see_one_group_whatever_the_order() -> None:
     rows = rollouts([0, 1, 0, 1, 1])
     score_rollouts(rows, [named("rank", Rank())])

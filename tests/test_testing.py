@@ -15,7 +15,7 @@ from lit_reason.rewards.accuracy import Accuracy
 from lit_reason.rewards.format import Format
 from lit_reason.task import Task
 from lit_reason.testing import HOSTILE, check_loss, check_reward, check_task, loss_inputs, sample_rollouts
-from lit_reason.types import LossInputs, LossOutput, Problem, Rollout
+from lit_reason.types import LossInputs, LossOutput, Problem, Rollout, UserError
 
 # --- tasks
 
@@ -271,6 +271,27 @@ def test_a_reward_is_also_tried_on_rollouts_of_ones_own() -> None:
     problem = Problem(prompt=[{"role": "user", "content": "?"}], metadata={"sum": "1 +"})
     with pytest.raises(AssertionError, match="SyntaxError"):
         check_reward(OnlySums(), rollouts=sample_rollouts(["a"], problem=problem))
+
+
+class NeedsABound(Reward):
+    """Asks for what only some problems have, and says so."""
+
+    def score(self, rollout: Rollout) -> float:
+        if "bound" not in rollout.problem.metadata:
+            raise UserError("reward 'bounded': the problem has no bound")
+        if not rollout.text:
+            raise UserError("reward 'bounded': empty")
+        return float(rollout.length < rollout.problem.metadata["bound"])
+
+
+def test_a_reward_that_asks_for_other_problems_is_not_called_broken_and_is_tried_on_them() -> None:
+    with pytest.raises(UserError, match="the problem has no bound"):
+        check_reward(NeedsABound())
+    problem = Problem(prompt=[{"role": "user", "content": "?"}], metadata={"bound": 9})
+    with pytest.raises(AssertionError) as error:  # no text that a model may write is an excuse
+        check_reward(NeedsABound(), rollouts=sample_rollouts(problem=problem))
+    assert "no bound" not in str(error.value)
+    assert "the completion '' raised UserError: reward 'bounded': empty" in str(error.value)
 
 
 def test_sample_rollouts_are_one_group_in_bytes() -> None:

@@ -8,7 +8,7 @@ from lit_reason.reward import Reward
 from lit_reason.types import Rollout, UserError
 
 # Digits and blanks are taken possessively: nothing is ever tried twice, so the search is linear.
-_MARKERS = re.compile(r"\bStep \d++:|^[ \t]*+(?:\d++[.)]|[-*•])(?=\s)|\b(?:First|Second|Next|Finally),", re.MULTILINE)
+_MARKERS = re.compile(r"\bStep \d++:|^[ \t]*+(?:\d++[.)]|[-*•])(?!\S)|\b(?:First|Second|Next|Finally),", re.MULTILINE)
 
 
 class ReasoningSteps(Reward):

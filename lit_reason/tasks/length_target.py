@@ -43,7 +43,9 @@ class LengthTarget(Task):
         UserError: low is below 1, high below low, the mode unknown, or the other task refuses its options.
     """
 
-    def __init__(self, *, task: TaskRef, mode: Mode = "exact", low: int = 100, high: int = 4000, seed: int = 0) -> None:
+    def __init__(
+        self, *, task: TaskRef, mode: Literal["exact", "max"] = "exact", low: int = 100, high: int = 4000, seed: int = 0
+    ) -> None:
         if mode not in _SENTENCES:
             raise UserError(f"task 'length_target': mode must be exact or max, got '{mode}'")
         if not 1 <= low <= high:
