@@ -30,4 +30,4 @@ class Length(Reward):
         self.span = span
 
     def score(self, rollout: Rollout) -> float:
-        return -min(max(rollout.length - self.target, 0) / self.span, 1.0)
+        return max(min(self.target - rollout.length, 0) / self.span, -1.0)

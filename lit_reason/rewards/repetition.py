@@ -37,4 +37,4 @@ class Repetition(Reward):
             return 0.0
         tokens = rollout.completion_ids.tolist()
         different = len(set(zip(*(tokens[start:] for start in range(self.n)), strict=False)))
-        return -self.penalty * (1 - different / total)
+        return self.penalty * (different / total - 1)
