@@ -173,6 +173,21 @@ def test_length_rewards_conform(reward):
     check_reward(reward, rollouts=sample_rollouts(problem=asked))
 
 
+class ChokesOnNothing(LCPOExact):
+    def score(self, rollout: Rollout) -> float:
+        if not rollout.text:
+            raise UserError("reward 'chokes': empty")
+        return super().score(rollout)
+
+
+def test_a_reward_without_the_problems_it_asks_for_is_not_called_broken_but_no_text_is_an_excuse():
+    with pytest.raises(UserError, match="'lcpo_exact': problem 'sum-0' has no length target"):
+        check_reward(ChokesOnNothing())
+    asked = Problem(prompt=[{"role": "user", "content": "2 + 2?"}], answer="4", metadata={"length_target": 30})
+    with pytest.raises(AssertionError, match="the completion '': reward 'chokes': empty"):
+        check_reward(ChokesOnNothing(), rollouts=sample_rollouts(problem=asked))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [

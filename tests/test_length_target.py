@@ -3,7 +3,7 @@
 import pytest
 
 from lit_reason.plugins import RewardRef, TaskRef
-from lit_reason.reward import score_rollouts, weighted_rewards
+from lit_reason.reward import weighted_rewards
 from lit_reason.scoring import Scorer
 from lit_reason.task import Task
 from lit_reason.tasks.length_target import LengthTarget
@@ -152,4 +152,4 @@ def test_lcpo_judges_its_problems_in_this_process_and_in_workers(workers):
         scorer.close()
     assert [r.reward for r in group] == pytest.approx([1.0, 0.0])  # 0.01 * (100 - 19) + 0.25, clipped
     with pytest.raises(UserError, match="set mode: exact there"):
-        score_rollouts(group, weighted_rewards(["lcpo_exact"]))
+        Scorer(weighted_rewards(["lcpo_exact"])).collect(group)
