@@ -159,11 +159,13 @@ class Meeting(Reward):
 
     def __init__(self, expected: int) -> None:
         self.expected, self.present = expected, 0
+        self.complete = asyncio.Event()
 
     async def score(self, rollout: Rollout) -> float:
         self.present += 1
-        while self.present < self.expected:
-            await asyncio.sleep(0.001)
+        if self.present >= self.expected:
+            self.complete.set()
+        await self.complete.wait()
         return 2.0 * float(rollout.rewards.get("r0") or 1.0)
 
 
