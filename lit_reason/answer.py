@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+from lit_reason.types import Rollout
+
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """The four tags, in the order the format asks for."""
 
@@ -33,6 +35,11 @@ def extract_answer(text: str) -> str | None:
         start = opened + len("<answer>")
         return text[start : text.index("</answer>", start)].strip()
     return _last_boxed(text)
+
+
+def correct(rollout: Rollout) -> bool:
+    """Whether the task scores the answer of a completion 1.0; partial credit is not correct."""
+    return rollout.problem.score(extract_answer(rollout.text)) == 1.0
 
 
 def strict_format(text: str) -> bool:

@@ -126,8 +126,8 @@ def _shown(plugin: Plugin) -> str:
         lines += ["", textwrap.indent(description.doc, "  ")]
     options = list(description.options)
     if plugin.kind == "reward":
-        weight = "what the reward counts for in the sum; negative for a penalty."
-        options.append(Option(name="weight", type="float", default="1.0", doc=weight))
+        weight = "what the reward counts for in the sum; negative for a penalty, 0 to measure only."
+        options.append(Option(name="weight", type="float", default=description.weight or "1.0", doc=weight))
     lines += ["", "  options" if options else "  no options"]
     for option in options:
         annotation = f": {option.type}" if option.type else ""

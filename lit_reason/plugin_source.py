@@ -42,12 +42,14 @@ class Description:
         doc: the docstring's text without its `Args` and later sections.
         file: where the source is, None when it was not found.
         options: in the order they are declared, the plugin's own first, then those it passes on to a base class.
+        weight: a reward's `default_weight`, "" where its source does not say.
     """
 
     purpose: str = ""
     doc: str = ""
     file: str | None = None
     options: list[Option] = field(default_factory=list)
+    weight: str = ""
 
 
 def describe(value: str) -> Description:
@@ -60,8 +62,10 @@ def describe(value: str) -> Description:
     doc = inspect.cleandoc(ast.get_docstring(definition) or "")
     text, _ = _sections(doc)
     purpose = " ".join(text.split("\n\n")[0].split())
-    options = _options(source, definition) if isinstance(definition, ast.ClassDef) else []
-    return Description(purpose=purpose, doc=text, file=str(source.file), options=options)
+    described = Description(purpose=purpose, doc=text, file=str(source.file))
+    if isinstance(definition, ast.ClassDef):
+        described.options, described.weight = _options(source, definition), _weight(source, definition)
+    return described
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +155,29 @@ def _with_inherited_docs(own: list[Option], source: _Source, definition: ast.Cla
 
 
 def _inherited(source: _Source, definition: ast.ClassDef, hops: int) -> list[Option]:
-    """Options of the first base class whose source is found."""
+    """Options of the base class."""
+    base = _base(source, definition) if hops else None
+    return [] if base is None else _options(*base, hops - 1)
+
+
+def _weight(source: _Source, definition: ast.ClassDef, hops: int = 8) -> str:
+    """The `default_weight` of a class, else that of its base class, "" when there is none."""
+    for statement in definition.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            if [ast.unparse(target) for target in targets] == ["default_weight"]:
+                return ast.unparse(statement.value)
+    base = _base(source, definition) if hops else None
+    return "" if base is None else _weight(*base, hops - 1)
+
+
+def _base(source: _Source, definition: ast.ClassDef) -> tuple[_Source, ast.ClassDef] | None:
+    """The first base class whose source is found."""
     for base in definition.bases:
-        name = ast.unparse(base).split("[")[0]
-        found = _definition(source.name, name)
-        if hops and found is not None and isinstance(found[1], ast.ClassDef) and found[1] is not definition:
-            return _options(found[0], found[1], hops - 1)
-    return []
+        found = _definition(source.name, ast.unparse(base).split("[")[0])
+        if found is not None and isinstance(found[1], ast.ClassDef) and found[1] is not definition:
+            return found[0], found[1]
+    return None
 
 
 def _arguments(arguments: ast.arguments, documented: dict[str, str]) -> list[Option]:

@@ -18,7 +18,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -29,7 +29,7 @@ from lit_reason.types import Rollout, UserError
 
 if TYPE_CHECKING:
     from lit_reason.loss import Loss  # noqa: F401 - the base class of LossRef names it, as text
-    from lit_reason.reward import Reward
+    from lit_reason.reward import Reward, Verdict
     from lit_reason.task import Task
 
 T = TypeVar("T")
@@ -281,7 +281,8 @@ class RewardRef(PluginRef["Reward"]):
 
     Args:
         target: as for every plugin; a function takes a `Rollout` and returns a number, or None where it does not apply.
-        weight: what the reward counts for in the sum; negative for a penalty.
+        weight: what the reward counts for in the sum; negative for a penalty, 0 to measure only. None takes the
+            reward's own `default_weight`, 1 unless it says otherwise.
         options: keyword arguments of the reward.
     """
 
@@ -290,14 +291,22 @@ class RewardRef(PluginRef["Reward"]):
 
     def __init__(
         self,
-        target: str | type[Reward] | Reward | Callable[[Rollout], float | None],
+        target: str | type[Reward] | Reward | Callable[[Rollout], Verdict | Awaitable[Verdict]],
         /,
         *,
-        weight: float = 1.0,
+        weight: float | None = None,
         **options: Any,  # noqa: ANN401 - whatever the plugin takes
     ) -> None:
         super().__init__(target, **options)
-        self.weight = weight
+        self.given_weight = weight
+
+    @property
+    def weight(self) -> float:
+        """What the reward counts for; loads the reward when the configuration leaves it to it."""
+        if self.given_weight is not None:
+            return self.given_weight
+        weight: float = getattr(self._load(), "default_weight", 1.0)
+        return weight
 
     def check(self) -> None:
         if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
@@ -308,7 +317,7 @@ class RewardRef(PluginRef["Reward"]):
         return {self._path(): {**self._dumped_options(), "weight": float(self.weight)}}
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, weight={self.weight!r})"
+        return f"{super().__repr__()[:-1]}, weight={self.given_weight!r})"
 
 
 class LossRef(PluginRef["Loss"]):

@@ -7,8 +7,7 @@ import reasoning_gym
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_reason import nano
-from lit_reason.answer import extract_answer, strict_format
-from lit_reason.modules.base import correct
+from lit_reason.answer import correct, extract_answer, strict_format
 from lit_reason.nano.traces import WORK_OUT, chain_sum, spell_backward, syllogism
 from lit_reason.policy import EMPTY_THINK, Policy, PolicyOptions
 from lit_reason.rollout import Sampling, roll_out

@@ -66,6 +66,18 @@ def test_show_prints_options_with_types_defaults_and_docs(plugin_folders: dict[s
     assert "weight: float = 1.0" in run.stdout
 
 
+def test_show_tells_source_and_weight_of_a_reward_that_only_measures() -> None:
+    run = plugins("show", "reflection", before=NO_TORCH)
+    assert "2503.20783" in run.stdout
+    assert "weight: float = 0.0\n" in run.stdout
+
+
+def test_a_reward_that_asks_for_problems_of_its_own_is_not_broken() -> None:
+    run = plugins("check", "lcpo_max")
+    assert run.returncode == 0
+    assert "imports, not run: reward 'lcpo_max': problem 'sum-0' has no length target; wrap the task" in run.stdout
+
+
 def test_show_describes_losses_and_broken_plugins_without_importing_them(plugin_folders: dict[str, Path]) -> None:
     loss = plugins("show", "self_imitation", path=[plugin_folders["template"]], before=NO_TORCH)
     assert "beta: float = 0.0\n        weight of the KL term to the reference" in loss.stdout
@@ -158,7 +170,7 @@ def test_check_reports_what_does_not_conform_and_what_cannot_be_run_without_opti
     forgetful = plugins("check", "forgetful", path=[tmp_path])
     assert forgetful.returncode == 1
     assert "Forgetful does not conform:" in forgetful.stdout
-    assert "got nan, expected a finite number or None" in forgetful.stdout
+    assert "returned nan for problem 'sum-0'; expected a finite number or None" in forgetful.stdout
     assert "ZeroDivisionError" in forgetful.stdout
     demanding = plugins("check", "demanding", path=[tmp_path])
     assert demanding.returncode == 0

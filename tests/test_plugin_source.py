@@ -39,6 +39,9 @@ class Silent(Parent):
 
 class Bare(Parent): ...
 
+class Metric(Bare):
+    default_weight = 0.0
+
 @dataclass
 class Data(somewhere.Else):
     """Fields are options.
@@ -61,6 +64,7 @@ class Parent:
         shared: of all.
         inherited: from above.
     """
+    default_weight: ClassVar[float] = 0.5
     def __init__(self, *, shared: int = 1, inherited: bool = True): ...
 ''',
     "broken.py": "def (:",
@@ -98,6 +102,11 @@ def test_documentation_is_inherited_where_a_class_says_nothing(package: str) -> 
         Option(name="shared", type="int", default="3", doc="of all.")
     ]
     assert [o.name for o in describe(f"{package}.deep.inner:Bare").options] == ["shared", "inherited"]
+
+
+def test_the_weight_a_reward_gives_itself_is_found_in_it_or_its_base(package: str) -> None:
+    weights = {name: describe(f"{package}.deep.inner:{name}").weight for name in ("Silent", "Bare", "Metric", "Data")}
+    assert weights == {"Silent": "0.5", "Bare": "0.5", "Metric": "0.0", "Data": ""}
 
 
 def test_a_name_imported_from_elsewhere_is_followed(package: str) -> None:

@@ -105,6 +105,17 @@ def test_yaml_names_a_plugin_alone_or_with_options_and_weight() -> None:
     assert RewardRef.read({"length": {"weight": -2}}).weight == -2
 
 
+def test_a_reward_says_what_it_counts_for_and_the_configuration_has_the_last_word() -> None:
+    class Metric(Length):
+        default_weight = 0.0
+
+    plain = RewardRef.read("reflection")
+    assert (plain.weight, RewardRef.read({"reflection": {"weight": 0.5}}).weight) == (0.0, 0.5)
+    assert RewardRef.read(plain.dump()).weight == 0.0
+    assert [RewardRef.of(value).weight for value in (Metric, Metric(), Length)] == [0.0, 0.0, 1.0]
+    assert RewardRef(Metric, weight=0.5).weight == 0.5
+
+
 def test_python_also_passes_references_classes_objects_and_functions() -> None:
     def shout(rollout: Rollout) -> float:
         return float(rollout.text.isupper())

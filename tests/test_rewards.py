@@ -1,11 +1,14 @@
 import pickle
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from lit_reason.plugin_source import describe
 from lit_reason.plugins import RewardRef
+from lit_reason.registry import plugins
 from lit_reason.rewards.accuracy import Accuracy
 from lit_reason.rewards.format import Format
 from lit_reason.rewards.length import Length
@@ -83,16 +86,39 @@ def test_rewards_travel_between_processes(reward):
     assert vars(copy) == vars(reward)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "format", "length"])
-def test_rewards_are_found_by_name(name):
-    ref = RewardRef.of(name)
-    assert ref.dump()[name]["weight"] == 1.0
-    assert isinstance(ref.build().score(rollout("<answer>4</answer>")), float)
+@pytest.mark.parametrize(
+    ("name", "options", "weight"),
+    [
+        ("accuracy", {}, 1.0),
+        ("format", {}, 1.0),
+        ("length", {}, 1.0),
+        ("tag_count", {}, 1.0),
+        ("reasoning_steps", {}, 1.0),
+        ("lcpo_exact", {}, 1.0),
+        ("lcpo_max", {}, 1.0),
+        ("cosine", {"max_tokens": 96}, 1.0),
+        ("kimi_length", {}, 1.0),
+        ("overlong", {"max_tokens": 96, "buffer": 20}, 1.0),
+        ("repetition", {}, 1.0),
+        ("language_consistency", {"language": "en"}, 1.0),
+        ("reflection", {}, 0.0),
+    ],
+)
+def test_rewards_are_found_by_name_and_documented_with_their_source(name, options, weight):
+    ref = RewardRef.of({name: options})
+    assert ref.dump()[name]["weight"] == weight
+    (value,) = ref.build().score_group([rollout("<answer>so 4</answer>", metadata={"length_target": 100})])
+    assert isinstance(value, float)
+    (plugin,) = [p for p in plugins() if (p.kind, p.name, p.built_in) == ("reward", name, True)]
+    described = describe(plugin.value)
+    assert re.search(r"Sources?: .*(\d{4}\.\d{5}|Open R1)", " ".join(described.doc.split()))
+    assert all(option.type and option.doc for option in described.options)
 
 
 def test_loading_the_rewards_imports_no_torch():
     code = (
-        "import sys, lit_reason.rewards.accuracy, lit_reason.rewards.format, lit_reason.rewards.length;"
+        "import importlib, pkgutil, sys, lit_reason.rewards as rewards, lit_reason.tasks.length_target;"
+        "[importlib.import_module(f'lit_reason.rewards.{m.name}') for m in pkgutil.iter_modules(rewards.__path__)];"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lit_reason.answer import extract_answer
+from lit_reason.answer import correct
 from lit_reason.correction import Correction, check_correction
 from lit_reason.loading import resolve
 from lit_reason.loss import Loss
@@ -361,11 +361,6 @@ def _fuse(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.Adam) else ():
         if group["fused"] is None and group["foreach"] is None and not group["differentiable"]:
             group["fused"] = True
-
-
-def correct(rollout: Rollout) -> bool:
-    """Whether the task scores the answer in a completion 1.0."""
-    return rollout.problem.score(extract_answer(rollout.text)) == 1.0
 
 
 def check_problems(batch: object) -> None:

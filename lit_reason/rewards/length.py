@@ -9,8 +9,9 @@ from lit_reason.types import Rollout, UserError
 class Length(Reward):
     """A penalty that grows linearly with every token beyond a target, whatever the answer.
 
-    With L the completion's length in tokens: 0 for L ≤ target, -(L - target) / span up to target + span, -1 beyond.
-    Source: the soft overlong punishment of DAPO (arXiv 2503.14476) with the two bounds set by hand.
+    With L the completion's length in tokens, the end-of-sequence token included: 0 for L ≤ target, -(L - target) / span
+    up to target + span, -1 beyond. Source: the soft overlong punishment of DAPO (arXiv 2503.14476) with the two bounds
+    set by hand.
 
     Args:
         target: tokens that cost nothing; set it near the length that good completions have.
@@ -29,4 +30,4 @@ class Length(Reward):
         self.span = span
 
     def score(self, rollout: Rollout) -> float:
-        return -min(max(rollout.length - self.target, 0) / self.span, 1.0)
+        return max(min(self.target - rollout.length, 0) / self.span, -1.0)
