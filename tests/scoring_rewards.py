@@ -218,3 +218,16 @@ class Quick(Remembered):
 
     def quick(self, rollout: Rollout) -> Judgement | None:
         return Judgement(value=0.5, status="short") if len(rollout.text) == 1 else None
+
+
+class ByRank(Reward):
+    """By rank and place in the group, as the completion's text says: 0, 1, 2, 3, and 0, never, 2, 4."""
+
+    deadline = 0.5
+
+    def score(self, rollout: Rollout) -> Judgement:
+        rank, place = map(int, rollout.text.split())
+        if rank and place == 1:
+            time.sleep(600)
+        value = float(place + (rank and place == 3))
+        return Judgement(value=value, status="odd" if rank else "even")
