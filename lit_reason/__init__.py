@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lit_reason.policy import LoRA as LoRA
     from lit_reason.policy import Policy as Policy
     from lit_reason.policy import PolicyOptions as PolicyOptions
+    from lit_reason.reward import Judgement as Judgement
     from lit_reason.reward import Reward as Reward
     from lit_reason.rollout import Sampling as Sampling
     from lit_reason.task import Task as Task
@@ -37,6 +38,7 @@ _HOME = {
     "LoRA": "policy",
     "Policy": "policy",
     "PolicyOptions": "policy",
+    "Judgement": "reward",
     "Reward": "reward",
     "Sampling": "rollout",
     "Task": "task",

@@ -18,7 +18,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -29,7 +29,7 @@ from lit_reason.types import Rollout, UserError
 
 if TYPE_CHECKING:
     from lit_reason.loss import Loss  # noqa: F401 - the base class of LossRef names it, as text
-    from lit_reason.reward import Reward
+    from lit_reason.reward import Reward, Verdict
     from lit_reason.task import Task
 
 T = TypeVar("T")
@@ -290,7 +290,7 @@ class RewardRef(PluginRef["Reward"]):
 
     def __init__(
         self,
-        target: str | type[Reward] | Reward | Callable[[Rollout], float | None],
+        target: str | type[Reward] | Reward | Callable[[Rollout], Verdict | Awaitable[Verdict]],
         /,
         *,
         weight: float = 1.0,

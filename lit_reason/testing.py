@@ -272,7 +272,8 @@ def _check_group(reward: Reward, group: list[Rollout], complain: _Complaints) ->
 
     shown = _short(group[0].text)
     before = [_snapshot(rollout) for rollout in group]
-    values = complain.attempt(f"the completion {shown}", lambda: list(reward.score_group(group)))
+    judge: Callable[[Sequence[Rollout]], Any] = reward.score_group
+    values = complain.attempt(f"the completion {shown}", lambda: list(judge(group)))
     if values is None:
         return
     if len(values) != len(group):
@@ -281,7 +282,7 @@ def _check_group(reward: Reward, group: list[Rollout], complain: _Complaints) ->
     for value in values:
         if value is not None and not _is_number(value):
             complain(f"the completion {shown} got {value!r}, expected a finite number or None")
-    if list(reward.score_group(group)) != values:
+    if list(judge(group)) != values:
         complain(f"the completion {shown} got another reward the second time")
     if type(reward).score_group is Reward.score_group and [reward.score(r) for r in reversed(group)] != values[::-1]:
         complain(f"the completion {shown} got another reward in another order")

@@ -1,12 +1,14 @@
 """Scoring: weights, exclusions, and rewards that misbehave."""
 
+import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from lit_reason.reward import Reward, WeightedReward, score_rollouts, weighted_rewards
+from lit_reason.reward import Judgement, Reward, WeightedReward, score_rollouts, weighted_rewards
 from lit_reason.types import Problem, Rollout, UserError
 
 
@@ -111,3 +113,23 @@ def test_rewards_of_a_configuration_need_a_name_each() -> None:
 
 def tally(rollout: Rollout) -> float:
     return float(rollout.length)
+
+
+class Slow(Reward):
+    async def score(self, rollout: Rollout) -> Judgement | None:
+        await asyncio.sleep(0)
+        return None if rollout.text == "0" else Judgement(value=0.5, status="half")
+
+
+class SlowRank(Rank):
+    async def score_group(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        await asyncio.sleep(0)
+        return super().score_group(rollouts)
+
+
+def test_rewards_may_be_async_and_say_how_they_judged() -> None:
+    rows = rollouts([0, 0, 0])
+    statuses: Counter[tuple[str, str]] = Counter()
+    score_rollouts(rows, [named("slow", Slow()), named("rank", SlowRank())], statuses=statuses)
+    assert [r.rewards for r in rows] == [{"slow": v, "rank": i} for i, v in enumerate((None, 0.5, 0.5))]
+    assert statuses == {("slow", "ok"): 1, ("slow", "half"): 2, ("rank", "ok"): 3}
