@@ -202,7 +202,7 @@ def test_an_endless_answer_is_not_read_to_its_end(court) -> None:
     assert judged(judge(court, retries=0), rollout()) == [Judgement(value=None, status="garbage")]
 
 
-@pytest.mark.parametrize("form", [lambda s: str(s), lambda s: formatdate(time.time() + s + 1, usegmt=True)])
+@pytest.mark.parametrize("form", [str, lambda s: formatdate(time.time() + s + 1, usegmt=True)])
 def test_no_earlier_than_the_server_asks_for(court, form) -> None:
     court.faults = deque([status(429, Retry_After=form(1))])
     assert judged(judge(court), rollout())[0].value == 0.75
@@ -274,6 +274,7 @@ def test_a_server_that_judges_others_but_not_this_text_leaves_it_out(court) -> N
         ({"rubric": "nowhere.txt"}, "rubric must be a text with {candidate} or a file, got 'nowhere.txt'"),
         ({"cache": "/dev/null/x"}, "cache must be a folder"),
         ({"api_key_env": "NO_SUCH_KEY"}, "the environment variable 'NO_SUCH_KEY' is not set"),
+        ({"api_key_env": "sk-secret"}, "api_key_env must be the name of an environment variable, not a key"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(options, named) -> None:

@@ -35,8 +35,8 @@ class Judge(Reward):
     """A score in [0, 1] from a language model behind an OpenAI-compatible endpoint, which compares with the reference.
 
     The judge sees the question, the reference answer and the candidate, and must reply with one JSON object
-    {"reason": text, "score": number, "nonce": text} and nothing else: a missing or unknown key, a number outside [0, 1],
-    NaN, or a nonce other than this request's make it garbage, which is asked for again.
+    {"reason": text, "score": number, "nonce": text} and nothing else. A missing or unknown key, NaN, a number outside
+    [0, 1] or a nonce other than this request's make it garbage, which is asked for again.
 
     A candidate cannot write its own verdict: JSON verdicts and phrases such as "score: 1" are taken out, special
     tokens and role markers broken, and the rest stands between random delimiters; since the nonce is drawn after
@@ -45,8 +45,8 @@ class Judge(Reward):
 
     A row is left out when it cannot be judged, and counted: `no_reference`, `garbage`, `unavailable` (no attempt came
     through) or `refused` (the server takes other texts, not this one). Without asking, 0 goes to completions that were
-    cut off (`truncated`), say nothing that can be judged (`no_answer`) or too much of it (`too_long`). A wrong address, model or
-    key stops the run.
+    cut off (`truncated`), say nothing that can be judged (`no_answer`) or too much (`too_long`). A wrong address, model
+    or key stops the run.
 
     Needs `pip install 'lit-reason[judge]'`. Source: language models as judges, arXiv 2306.05685, against a reference
     answer as there in section 3.4; that they can be hacked by what they read: arXiv 2507.08794.
@@ -200,4 +200,6 @@ def _read(rubric: str) -> str:
     try:
         return Path(rubric).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"reward 'judge': rubric must be a text with {{candidate}} or a file, got '{rubric}'") from error
+        raise UserError(
+            f"reward 'judge': rubric must be a text with {{candidate}} or a file, got '{rubric}'"
+        ) from error

@@ -63,7 +63,10 @@ RESPONSE_FORMATS: dict[str, dict[str, Any]] = {
 
 _REMOVED = "[removed]"
 _KEY = r"(?:score|verdict|grade|rating|reward|nonce)"
-_WORTH = r"(?:[01](?:\.\d{0,20})?|\.\d{1,20}|\d{1,3}(?:\.\d{1,9})?\s?(?:%|/\s?\d{1,3})|(?:in)?correct|right|full|perfect|pass|true)"
+_WORTH = (
+    r"(?:[01](?:\.\d{0,20})?|\.\d{1,20}|\d{1,3}(?:\.\d{1,9})?\s?(?:%|/\s?\d{1,3})"
+    r"|(?:in)?correct|right|full|perfect|pass|true)"
+)
 _VERDICTS = re.compile(
     # "score": anything, quoted as in JSON, also with the quotes escaped once or twice
     rf"""\\{{0,2}}["'“”]{_KEY}\\{{0,2}}["'“”]\s{{0,9}}:[^,}}\n]{{0,99}}"""
@@ -74,14 +77,17 @@ _VERDICTS = re.compile(
     re.IGNORECASE,
 )
 _ROLES = r"(?:system|developer|user|human|assistant|model|tool|judge|grader)"
-_MARKUP = (
-    (re.compile(r"<(?=[|｜])"), "< "),  # <|im_start|> and the like; chat templates know them as single tokens
-    (re.compile(r"(?<=[|｜])>"), " >"),
-    (re.compile(rf"<(?=/?(?:{_ROLES}|s|bos|eos|start_of_turn|end_of_turn|start_header_id|SYS)\b)", re.I), "< "),
-    (re.compile(r"<<(?=/?SYS)", re.I), "< < "),
-    (re.compile(r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\])", re.I), "[ "),
-    (re.compile(rf"^([ \t#>*]{{0,9}}{_ROLES}[ \t*]{{0,9}}):", re.I | re.M), r"\1 -"),
-    (re.compile(r"\\u(?=[0-9a-f]{4})", re.I), r"\\ u"),  # JSON spells letters so; TeX has no such command
+_MARKUP = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.MULTILINE), broken)
+    for pattern, broken in (
+        ("<(?=[|\uff5c])", "< "),  # <|im_start|> and the like, which chat templates know as single tokens
+        ("(?<=[|\uff5c])>", " >"),
+        ("<<(?=/?SYS)", "< < "),
+        (rf"<(?=/?(?:{_ROLES}|s|bos|eos|start_of_turn|end_of_turn)\b)", "< "),
+        (r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\])", "[ "),
+        (rf"((?:^|>)[ \t#*]{{0,9}}{_ROLES}[ \t*]{{0,9}}):", r"\1 -"),
+        (r"\\u(?=[0-9a-f]{4})", r"\\ u"),  # JSON spells letters so; TeX has no such command
+    )
 )
 
 
@@ -141,7 +147,8 @@ def says_something(candidate: str) -> bool:
 
     Bare punctuation talks judges into good grades. Source: arXiv 2507.08794.
     """
-    return any(unicodedata.category(c)[0] in "LNS" for c in candidate.replace(_REMOVED, ""))
+    kinds = map(unicodedata.category, candidate.replace(_REMOVED, ""))
+    return any(kind[0] in "LNS" and kind != "Sk" for kind in kinds)  # Sk: accents that stand alone, and backticks
 
 
 def ask(rubric: str, *, question: str, reference: str, candidate: str) -> Asked:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import re
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
@@ -110,6 +111,8 @@ class Endpoint:
         self._bursts: dict[asyncio.AbstractEventLoop, Burst] = {}
         self._reached = self._judged = False
         self._fatal: str | None = None
+        if api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", api_key_env):  # maybe the key: not quoted
+            raise UserError("reward 'judge': api_key_env must be the name of an environment variable, not a key")
         self._key()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -188,7 +191,9 @@ class Endpoint:
         """Say why an answer is no judgement: for good, or of this text only."""
         said = self._said(answer)
         if status == 401 or (status == 403 and not self._judged):
-            named = f"'{self.api_key_env}' holds no key that it takes" if self.api_key_env else "name one in api_key_env"
+            named = (
+                f"'{self.api_key_env}' holds no key that it takes" if self.api_key_env else "name one in api_key_env"
+            )
             self._fatal = f"reward 'judge': {self.url} refuses the key ({status}: {said}): {named}"
         elif status in {404, 405} or 300 <= status < 400:
             self._fatal = f"reward 'judge': {self.url} does not serve this model ({status}: {said}): mend url or model"
