@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -24,10 +24,24 @@ class Judgement:
     Attributes:
         value: the reward, finite; None leaves the row out, as if the reward did not apply to it.
         status: one short word, such as "ok", "wrong" or "unparseable_gold"; the share of rows with each is logged.
+        steps: (where a step ends in characters of the completion's text, its score) each, ascending. GRPO then credits
+            tokens with the scores of the steps that end at or after them, see `lit_reason.steps`, instead of the
+            completion with `value`, which is still logged.
+
+    Raises:
+        ValueError: a step ends no later than the one before, or has a score that is not finite.
     """
 
     value: float | None
     status: str = "ok"
+    steps: Sequence[tuple[int, float]] = ()
+
+    def __post_init__(self) -> None:
+        last = 0
+        for end, score in self.steps:
+            if end <= last or not math.isfinite(score):
+                raise ValueError(f"steps must be (end, finite score) with ascending ends, got ({end}, {score})")
+            last = end
 
 
 Verdict = float | Judgement | None
@@ -115,7 +129,7 @@ def score_rollouts(
     groups: dict[int, list[Rollout]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group, []).append(rollout)
-        rollout.rewards = {}
+        rollout.rewards, rollout.steps = {}, {}
     masked: Counter[str] = Counter()
     for weighted in rewards:
         for group in groups.values():
@@ -132,6 +146,8 @@ def score_rollouts(
                     masked[weighted.name] += 1
                     value = None  # from here on it is like any reward that does not apply
                 rollout.rewards[weighted.name] = value
+                if judgement.steps and value is not None:
+                    rollout.steps[weighted.name] = judgement.steps
     for rollout in rollouts:
         parts = [w.weight * v for w in rewards if (v := rollout.rewards[w.name]) is not None]
         rollout.reward = math.fsum(parts) if parts else None
@@ -157,11 +173,12 @@ def _judge(weighted: WeightedReward, group: list[Rollout]) -> list[Judgement]:
         )
     checked: list[Judgement] = []
     for given in values:
-        value, status = (given.value, given.status) if isinstance(given, Judgement) else (given, "ok")
+        judgement = given if isinstance(given, Judgement) else Judgement(value=given)
+        value = judgement.value
         try:
             if isinstance(value, str | bytes):
                 raise TypeError("text is no number")  # noqa: TRY301 - though float() would read it as one
-            checked.append(Judgement(value=None if value is None else float(value), status=status))
+            checked.append(replace(judgement, value=None if value is None else float(value)))
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"reward '{name}' returned {value!r} of type {type(value).__name__}; expected a number or None"

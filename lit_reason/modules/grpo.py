@@ -25,6 +25,7 @@ from lit_reason.policy import PolicyOptions
 from lit_reason.reward import weighted_rewards
 from lit_reason.rollout import Engine, Sampling
 from lit_reason.scoring import Scorer
+from lit_reason.steps import credit_steps, outcome
 from lit_reason.types import Problem, Rollout, UserError
 
 
@@ -135,15 +136,21 @@ class GRPO(Rewarded):
         return rollouts
 
     def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
-        """An advantage for every completion; truncated ones leave the loss when `mask_truncated`."""
-        rewards = [r.reward for r in rollouts]
+        """An advantage for every completion, or for each of its tokens where steps were scored.
+
+        Truncated completions leave the loss when `mask_truncated`.
+        """
+        rewards = [outcome(r, self.rewards) for r in rollouts]
         spread = self._spread(rewards) if self.advantage == "batch" and self.trainer.world_size > 1 else None
         values = advantages(rewards, [r.group for r in rollouts], self.advantage, spread)
         for rollout, value in zip(rollouts, values.tolist(), strict=True):
             rollout.advantage = value
             if self.mask_truncated and rollout.finish_reason == "length":
                 rollout.mask = torch.zeros(rollout.length, dtype=torch.bool)
-        self.log_phase({"informative": (values != 0).float().tolist()}, {})
+        for weighted in self.rewards:
+            credit_steps(rollouts, weighted, self.policy.decode, self.advantage)
+        informative = [float(bool(torch.as_tensor(r.advantage).any())) for r in rollouts]
+        self.log_phase({"informative": informative}, {})
         return rollouts
 
     def _spread(self, rewards: Sequence[float | None]) -> float:

@@ -1,0 +1,76 @@
+"""Stage 4 for rewards that judge steps: from scores of steps to advantages of tokens.
+
+Process supervision of GRPO (arXiv 2402.03300, section 4.1.3): the scores of all steps of a group are standardised
+together, and a token's advantage is the sum of those of the steps that end at or after it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_reason.advantage import Advantage, advantages
+from lit_reason.reward import WeightedReward
+from lit_reason.types import Rollout
+
+
+def outcome(rollout: Rollout, rewards: Sequence[WeightedReward]) -> float | None:
+    """The weighted sum of the rewards that did not score steps of a rollout, None when there is none."""
+    given = [(w.weight, rollout.rewards[w.name]) for w in rewards if w.weight and w.name not in rollout.steps]
+    parts = [weight * value for weight, value in given if value is not None]
+    return math.fsum(parts) if parts else None
+
+
+def credit_steps(
+    rollouts: Sequence[Rollout], weighted: WeightedReward, decode: Callable[[Tensor], str], kind: Advantage = "group"
+) -> None:
+    """Add to the advantages, token by token, what the steps that one reward has scored are worth.
+
+    Args:
+        rollouts: whole groups; those whose steps the reward did not score stay as they are.
+        weighted: the reward and its weight.
+        decode: how the policy reads token ids; the last token's end may be left out.
+        kind: `none` only subtracts the mean of the group's steps and `rloo` the mean of the others; all else
+            standardises over the group's steps as `group` does.
+    """
+    scored = [rollout for rollout in rollouts if weighted.name in rollout.steps]
+    steps = [rollout.steps[weighted.name] for rollout in scored]
+    groups = [rollout.group for rollout, mine in zip(scored, steps, strict=True) for _ in mine]
+    scores = [score for mine in steps for _, score in mine]
+    worth = iter(advantages(scores, groups, kind if kind in {"none", "rloo"} else "group").tolist())
+    for rollout, mine in zip(scored, steps, strict=True):
+        gained = torch.zeros(rollout.length)
+        for end in end_tokens(rollout.completion_ids, rollout.text, [end for end, _ in mine], decode):
+            gained[:end] += next(worth)
+        rollout.advantage = rollout.advantage + weighted.weight * gained
+
+
+def end_tokens(ids: Tensor, text: str, ends: Sequence[int], decode: Callable[[Tensor], str]) -> list[int]:
+    """How many tokens it takes to spell the first `end` characters of a completion.
+
+    Only the policy's tokenizer knows: a token may hold several characters, or a few of a character's bytes. A token
+    that ends one step and begins the next counts for the one it ends; what follows the text, such as the end of the
+    turn, for the step that ends with it. Exact wherever the first tokens of a text decode to the beginning of what all
+    of them decode to, as with byte-level BPE and with SentencePiece.
+
+    Args:
+        ids: (T,) the completion's tokens.
+        text: what they decode to.
+        ends: in characters, ascending.
+        decode: ids -> text.
+    """
+    found: list[int] = []
+    for end in ends:
+
+        def spells(count: int, end: int = end) -> bool:
+            start = decode(ids[:count])
+            # a character that lacks bytes reads as U+FFFD, and so may one that is really there: look one further
+            return start.startswith(text[:end]) and (text[end - 1] != "\ufffd" or len(start) > end)
+
+        low = found[-1] if found else 0
+        found.append(len(ids) if end >= len(text) else low + bisect_left(range(low, len(ids)), x=True, key=spells))
+    return found
