@@ -159,9 +159,7 @@ class Classifier:
     def _check_labels(self, labels: int) -> None:
         if labels not in self.labels:
             expected = " or ".join(map(str, self.labels))
-            raise UserError(
-                f"reward '{self.reward}': model must have {expected} labels, '{self.model}' has {labels}"
-            )
+            raise UserError(f"reward '{self.reward}': model must have {expected} labels, '{self.model}' has {labels}")
 
     def _load(self) -> tuple[Any, Any]:
         """Model and tokenizer, read once a process."""

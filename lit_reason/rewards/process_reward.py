@@ -44,7 +44,7 @@ class ProcessReward(Reward):
     Args:
         model: a folder or a hub id whose architecture ends in ForTokenClassification, with two labels; its own code is
             never run.
-        split: what stands between two steps of a completion, a blank line by default; "\\n" for lines, or a marker.
+        split: what stands between two steps of a completion, a blank line, or a line break or marker.
         separator: what stood after each step when the model was trained; TRL's default is a line break.
         aggregate: how a completion's scores become one: `min`, `mean`, `last` or `product`.
         per_step: give each step its own score, see above.
