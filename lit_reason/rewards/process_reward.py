@@ -31,7 +31,8 @@ class ProcessReward(Reward):
     has one, then each step followed by the separator; the score of a step is the probability of label 1 at the last
     token of its separator. Steps are what stands between `split` in the completion; blank ones belong to the step
     before. Special tokens in the completion are pulled apart. A sequence longer than the model reads is never cut: the
-    row is left out and counted as `too_long`; a completion without any step is worth 0 and counted as `no_steps`.
+    row is left out and counted as `too_long`; a completion without any step is worth 0 and counted as `no_steps`. The
+    model is loaded with the first group and frozen, once in each process that scores.
 
     With `per_step` the scores reach the tokens (GRPO only): standardised over all steps of the group, each token's
     advantage gains, times the reward's weight, the sum of the scores of the steps that end at or after it. The

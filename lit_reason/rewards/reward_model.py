@@ -20,13 +20,13 @@ class RewardModel(Reward):
 
     A model with one label gives its logit, as reward models trained on preferences do; one with two labels gives the
     probability of label 1. Prompt and completion are rendered by the model's own chat template, the completion as the
-    assistant's turn; without a template, as text with a blank line between the turns. Special tokens in the completion
-    are pulled apart, so that it cannot end its turn. A sequence longer than the model reads is never cut: the row is
-    left out and counted as `too_long`.
+    assistant's turn, which the template may rid of its thoughts; without a template, as text with a blank line between
+    the turns. Special tokens in the completion are pulled apart, so that it cannot end its turn. A sequence longer than
+    the model reads is never cut: the row is left out and counted as `too_long`.
 
-    The model is loaded with the first group, in float32 unless told otherwise, and frozen. Source: outcome reward
-    models, arXiv 2110.14168 (a verifier of whole solutions) and 2203.02155 (a scalar head trained on preferences). A
-    policy learns what such a model overrates: keep `accuracy` in sight.
+    The model is loaded with the first group and frozen, once in each process that scores. A policy learns what such a
+    model overrates: keep `accuracy` in sight. Source: arXiv 2110.14168 (a verifier of whole solutions) and 2203.02155
+    (a scalar head trained on preferences).
 
     Args:
         model: a folder or a hub id whose architecture ends in ForSequenceClassification; its own code is never run.
