@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Head = Literal["Sequence", "Token"]
-Dtype = Literal["float32", "bfloat16"]
 
 _LOADING = threading.Lock()
 
@@ -45,7 +44,7 @@ class Classifier:
         head: Head,
         labels: tuple[int, ...],
         device: str | None,
-        dtype: Dtype,
+        dtype: Literal["float32", "bfloat16"],
         tokens_per_batch: int,
         max_tokens: int | None,
     ) -> None:

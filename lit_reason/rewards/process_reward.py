@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lit_reason.reward import Judgement, Reward
-from lit_reason.rewards.classifier import Classifier, Dtype, question_text
+from lit_reason.rewards.classifier import Classifier, question_text
 from lit_reason.types import Rollout, UserError
-
-Aggregate = Literal["min", "mean", "last", "product"]
 
 _AGGREGATES: dict[str, Callable[[list[float]], float]] = {
     "min": min,
@@ -64,10 +62,10 @@ class ProcessReward(Reward):
         model: str,
         split: str = "\n\n",
         separator: str = "\n",
-        aggregate: Aggregate = "min",
+        aggregate: Literal["min", "mean", "last", "product"] = "min",
         per_step: bool = False,
         device: str | None = None,
-        dtype: Dtype = "float32",
+        dtype: Literal["float32", "bfloat16"] = "float32",
         tokens_per_batch: int = 16384,
         max_tokens: int | None = None,
     ) -> None:

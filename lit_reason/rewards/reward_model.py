@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lit_reason.reward import Judgement, Reward
-from lit_reason.rewards.classifier import Classifier, Dtype, question_text
+from lit_reason.rewards.classifier import Classifier, question_text
 from lit_reason.types import Rollout
 
 
@@ -46,7 +46,7 @@ class RewardModel(Reward):
         model: str,
         activation: Literal["none", "sigmoid"] = "none",
         device: str | None = None,
-        dtype: Dtype = "float32",
+        dtype: Literal["float32", "bfloat16"] = "float32",
         tokens_per_batch: int = 16384,
         max_tokens: int | None = None,
     ) -> None:
