@@ -18,11 +18,18 @@ from lit_reason.reward import WeightedReward
 from lit_reason.types import Rollout
 
 
-def outcome(rollout: Rollout, rewards: Sequence[WeightedReward]) -> float | None:
-    """The weighted sum of the rewards that did not score steps of a rollout, None when there is none."""
-    given = [(w.weight, rollout.rewards[w.name]) for w in rewards if w.weight and w.name not in rollout.steps]
-    parts = [weight * value for weight, value in given if value is not None]
-    return math.fsum(parts) if parts else None
+def outcomes(rollouts: Sequence[Rollout], name: str) -> list[float | None]:
+    """What one reward gave to each rollout as a whole: None where it gave nothing, or scored steps."""
+    return [None if name in rollout.steps else rollout.rewards[name] for rollout in rollouts]
+
+
+def weighted_sums(rewards: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float | None]:
+    """The weighted sum of the rewards (K, N) of each rollout, None where there is none of any weight."""
+    sums: list[float | None] = []
+    for row in zip(*rewards, strict=True):
+        parts = [weight * value for weight, value in zip(weights, row, strict=True) if weight and value is not None]
+        sums.append(math.fsum(parts) if parts else None)
+    return sums
 
 
 def credit_steps(
@@ -37,7 +44,7 @@ def credit_steps(
         kind: `none` only subtracts the mean of the group's steps and `rloo` the mean of the others; all else
             standardises over the group's steps as `group` does.
     """
-    scored = [rollout for rollout in rollouts if weighted.name in rollout.steps]
+    scored = [rollout for rollout in rollouts if weighted.weight and weighted.name in rollout.steps]
     steps = [rollout.steps[weighted.name] for rollout in scored]
     groups = [rollout.group for rollout, mine in zip(scored, steps, strict=True) for _ in mine]
     scores = [score for mine in steps for _, score in mine]

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from lit_reason import GRPO, PolicyOptions, Problem, Rollout, Sampling
 from lit_reason.policy import Policy
 from lit_reason.reward import Judgement, Reward, WeightedReward
-from lit_reason.steps import credit_steps, end_tokens, outcome
+from lit_reason.steps import credit_steps, end_tokens, outcomes, weighted_sums
 
 
 def spelled(ids) -> str:
@@ -68,14 +68,19 @@ def test_groups_are_apart_and_rows_without_steps_stay_as_they_are() -> None:
 
 
 def test_a_reward_that_scored_steps_is_no_part_of_the_outcome() -> None:
-    rewards = [weighted(2.0), WeightedReward(name="q", weight=3.0, reward=Reward())]
-    row = rollout("a", [(1, 0.3)])
-    row.rewards = {"p": 0.3, "q": 0.5}
-    assert outcome(row, rewards) == 1.5
-    row.rewards["q"] = None
-    assert outcome(row, rewards) is None
-    row.steps = {}
-    assert outcome(row, rewards) == 0.6
+    stepwise, whole = rollout("a", [(1, 0.3)]), rollout("b", [])
+    stepwise.rewards, whole.rewards = {"p": 0.3, "q": 0.5}, {"p": 0.3, "q": None}
+    assert outcomes([stepwise, whole], "p") == [None, 0.3]
+    assert outcomes([stepwise, whole], "q") == [0.5, None]
+
+
+def test_sums_are_of_rewards_that_weigh_something_and_apply() -> None:
+    assert weighted_sums([[None, 0.3, 0.3, None], [0.5, 0.5, None, None], [9.0] * 4], [2.0, 3.0, 0.0]) == [
+        1.5,
+        2.1,
+        0.6,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("steps", [[(0, 1.0)], [(2, 1.0), (2, 1.0)], [(3, 1.0), (2, 1.0)], [(1, math.nan)]])
