@@ -71,13 +71,21 @@ def end_tokens(ids: Tensor, text: str, ends: Sequence[int], decode: Callable[[Te
         decode: ids -> text.
     """
     found: list[int] = []
+    anchor = start = 0  # a token and a character between which nothing is lost, so that long texts are not read again
     for end in ends:
 
-        def spells(count: int, end: int = end) -> bool:
-            start = decode(ids[:count])
+        def spells(count: int, anchor: int = anchor, wanted: str = text[start:end]) -> bool:
+            piece = decode(ids[anchor:count])
             # a character that lacks bytes reads as U+FFFD, and so may one that is really there: look one further
-            return start.startswith(text[:end]) and (text[end - 1] != "\ufffd" or len(start) > end)
+            return piece.startswith(wanted) and (wanted[-1] != "\ufffd" or len(piece) > len(wanted))
 
-        low = found[-1] if found else 0
-        found.append(len(ids) if end >= len(text) else low + bisect_left(range(low, len(ids)), x=True, key=spells))
+        low, width = found[-1] if found else 0, end - start
+        while low + width < len(ids) and not spells(low + width):
+            width *= 2
+        among = range(low, min(low + width, len(ids)))
+        count = len(ids) if end >= len(text) else low + bisect_left(among, x=True, key=spells)
+        found.append(count)
+        after = decode(ids[count : count + 8]).rstrip("\ufffd")
+        if decode(ids[anchor:count]) == text[start:end] and text.startswith(after, end):
+            anchor, start = count, end
     return found

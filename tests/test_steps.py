@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from tokenizers import Tokenizer, decoders, models
 from torch.utils.data import DataLoader
 
 from lit_reason import GRPO, PolicyOptions, Problem, Rollout, Sampling
@@ -113,18 +114,44 @@ def test_a_token_across_two_steps_counts_for_the_one_it_ends() -> None:
     assert end_tokens(torch.arange(6), text, [6, 11, 16], read) == [2, 4, 6]
 
 
-def test_steps_of_real_tokenizers_are_spelled_exactly_by_their_tokens(tiny_folders) -> None:
-    text = "12 + 34 =\n\n46, naïve 日本 💡 \n\nso\n\n\n\n<answer> 46 </answer>"
-    cuts = [11, text.index("so"), text.index("<answer>"), len(text)]
-    for model in ("nano", str(tiny_folders["qwen3"])):
-        policy = Policy(PolicyOptions(model=model))
-        ids = torch.tensor([*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.eos_ids[0]])
-        assert policy.decode(ids) == text
-        ends = end_tokens(ids, text, cuts, policy.decode)
-        assert ends[-1] == len(ids)
-        for end, cut in zip(ends, cuts, strict=True):
-            assert policy.decode(ids[:end]).startswith(text[:cut])
-            assert not policy.decode(ids[: end - 1]).startswith(text[:cut]) or cut == len(text)
+def metaspace(ids) -> str:
+    """SentencePiece's way: a blank belongs to the token after it, and the first one of a text is dropped."""
+    pieces = ["\u2581a", "b", "\u2581", "\n", "c\n\n", "\u2581d"]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer.decode(ids.tolist())
+
+
+TEXTS = [
+    "12 + 34 =\n\n46, naïve 日本 💡 \n\nso\n\n\n\n<answer> 46 </answer>",
+    " \n\n 7 + 8\n\nis 15  \n\n",
+    "💡\n\n💡💡\n\n",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("model", ["nano", "qwen3"])
+def test_any_character_ends_with_the_first_token_that_completes_it(tiny_folders, model, text) -> None:
+    policy = Policy(PolicyOptions(model=str(tiny_folders.get(model, model))))
+    ids = torch.tensor([*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.eos_ids[0]])
+    assert policy.decode(ids) == text
+    for step in (1, 3, 11):
+        compare(ids, text, range(step, len(text), step), policy.decode)
+
+
+def test_a_tokenizer_that_drops_the_first_blank_of_a_text() -> None:
+    ids = torch.tensor([0, 1, 2, 3, 5, 4, 0, 0, 2, 2, 3, 3, 5, 1, 1, 4, 5])
+    text = metaspace(ids)
+    assert text == "ab \n dc\n\n a a  \n\n dbbc\n\n d"
+    for step in (1, 2, 5):
+        compare(ids, text, range(step, len(text), step), metaspace)
+
+
+def compare(ids, text, ends, decode) -> None:
+    """With the shortest beginning of the tokens that spells each beginning of the text."""
+    spelt = [decode(ids[:count]) for count in range(len(ids) + 1)]
+    expected = [next(n for n, start in enumerate(spelt) if start.startswith(text[:end])) for end in ends]
+    assert end_tokens(ids, text, list(ends), decode) == expected
 
 
 # ---------------------------------------------------------------------- in a run
