@@ -68,16 +68,24 @@ def judge(weighted: WeightedReward, rollouts: Sequence[Rollout]) -> Answer:
 
 
 async def _awaited(weighted: WeightedReward, rollouts: Sequence[Rollout], given: Any, start: float) -> list[Finding]:  # noqa: ANN401 - whatever a reward returns
+    values, error = (given, None) if isinstance(given, list) else await _caught(given, rollouts)
+    if error is None:
+        outcomes = await asyncio.gather(*map(_caught, values))
+        values = [value for value, _ in outcomes]
+        error = next((error for _, error in outcomes if error is not None), None)
+    return _checked(weighted, rollouts, values, start) if error is None else _raised(weighted, rollouts, error, start)
+
+
+async def _caught(given: Any, rollouts: Sequence[Rollout] | None = None) -> tuple[Any, BaseException | None]:  # noqa: ANN401 - as above
+    """What something comes to if it is awaited, a group's values as a list; or what it raises.
+
+    In an event loop even what would end a program is a reward's own doing, and would end the loop.
+    """
     try:
-        values = _values(await given, rollouts) if inspect.isawaitable(given) else given
-        values = await asyncio.gather(*(value if inspect.isawaitable(value) else _itself(value) for value in values))
-        return _checked(weighted, rollouts, values, start)
-    except (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - its own doing
-        return _raised(weighted, rollouts, error, start)
-
-
-async def _itself(value: Any) -> Any:  # noqa: ANN401 - as above
-    return value
+        value = await given if inspect.isawaitable(given) else given
+        return (value if rollouts is None else _values(value, rollouts)), None
+    except (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - see above
+        return None, error
 
 
 def quick(weighted: WeightedReward, rollout: Rollout) -> Finding | None:

@@ -36,6 +36,8 @@ class Loop:
         """Cancel what still waits, and end the thread."""
 
         async def cancel() -> None:
+            for _ in range(2):  # what has just come must have begun: a coroutine that never does makes Python complain
+                await asyncio.sleep(0)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,41 +1,31 @@
-"""Two gloo ranks whose rewards say different things; started by test_scoring_items.py."""
+"""Two gloo ranks whose rewards say different things; started by test_scoring_items.py.
+
+What trains is imported late, for reward workers import this script too.
+"""
 
 import json
 import sys
-import time
 from pathlib import Path
 
-import torch
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
-
-from lit_reason import GRPO, Judgement, PolicyOptions, Problem, Reward, Rollout, Sampling
-
-
-class ByRank(Reward):
-    """By problem and place in the group, as the completion's text says: 0, 1, 2, 3, and 0, never, 2, 4."""
-
-    deadline = 0.5
-
-    def score(self, rollout: Rollout) -> Judgement:
-        rank, place = map(int, rollout.text.split())
-        if rank and place == 1:
-            time.sleep(600)
-        value = float(place + (rank and place == 3))
-        return Judgement(value=value, status="odd" if rank else "even")
-
-
-class Placed(GRPO):
-    """GRPO whose completions say which rank's they are, and where in the group."""
-
-    def rollout(self, problems: list[Problem], group_size: int = 1, sampling: Sampling | None = None) -> list[Rollout]:
-        rollouts = super().rollout(problems, group_size, sampling)
-        for place, rollout in enumerate(rollouts):
-            rollout.text = f"{self.global_rank} {place}"
-        return rollouts
+from scoring_rewards import ByRank
 
 
 def main() -> None:
+    import torch
+    from lightning.pytorch import Trainer
+    from torch.utils.data import DataLoader
+
+    from lit_reason import GRPO, PolicyOptions, Problem, Rollout, Sampling
+
+    class Placed(GRPO):
+        """GRPO whose completions say which rank's they are, and where in the group."""
+
+        def rollout(self, *arguments: object, **options: object) -> list[Rollout]:
+            rollouts = super().rollout(*arguments, **options)
+            for place, rollout in enumerate(rollouts):
+                rollout.text = f"{self.global_rank} {place}"
+            return rollouts
+
     model, folder = sys.argv[1], Path(sys.argv[2])
     module = Placed(
         [ByRank()],

@@ -159,11 +159,13 @@ class Meeting(Reward):
 
     def __init__(self, expected: int) -> None:
         self.expected, self.present = expected, 0
+        self.complete = asyncio.Event()
 
     async def score(self, rollout: Rollout) -> float:
         self.present += 1
-        while self.present < self.expected:
-            await asyncio.sleep(0.001)
+        if self.present >= self.expected:
+            self.complete.set()
+        await self.complete.wait()
         return 2.0 * float(rollout.rewards.get("r0") or 1.0)
 
 
@@ -216,3 +218,16 @@ class Quick(Remembered):
 
     def quick(self, rollout: Rollout) -> Judgement | None:
         return Judgement(value=0.5, status="short") if len(rollout.text) == 1 else None
+
+
+class ByRank(Reward):
+    """By rank and place in the group, as the completion's text says: 0, 1, 2, 3, and 0, never, 2, 4."""
+
+    deadline = 0.5
+
+    def score(self, rollout: Rollout) -> Judgement:
+        rank, place = map(int, rollout.text.split())
+        if rank and place == 1:
+            time.sleep(600)
+        value = float(place + (rank and place == 3))
+        return Judgement(value=value, status="odd" if rank else "even")

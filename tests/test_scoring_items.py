@@ -141,7 +141,7 @@ def test_a_failure_is_named_or_left_out_and_counted(scorer, act) -> None:
     assert WRONG[act] in str(caught.value)
     assert "\n" not in str(caught.value)
     pool = scorer(Timed(), failures="exclude")
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="left out") as warned:
         assert values(pool, [*group("a", act, "bb"), *group(act, number=1)]) == [1.0, None, 2.0, None]
     assert len(warned) == 1  # once a reward
     tally = pool.take()["r0"]
@@ -153,7 +153,7 @@ def test_a_failure_is_named_or_left_out_and_counted(scorer, act) -> None:
 def test_in_a_group_that_is_judged_at_once_only_the_row_that_failed_is_left_out(scorer, act) -> None:
     reward = Timed(deadline=None)
     reward.memory_mb = None
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="left out"):
         assert values(scorer(reward, workers=1, failures="exclude"), group("a", act, "bb")) == [1.0, None, 2.0]
 
 
@@ -171,7 +171,7 @@ class Misconfigured(Reward):
 
 
 def test_what_a_person_must_mend_is_never_left_out(scorer) -> None:
-    with pytest.raises(UserError, match="^set JUDGE_KEY$"):
+    with pytest.raises(UserError, match=r"^set JUDGE_KEY$"):
         scorer(Misconfigured(), failures="exclude").collect(group("a"))
 
 
@@ -219,10 +219,10 @@ def test_groups_that_were_submitted_wait_together(scorer) -> None:
 
 @pytest.mark.parametrize("act", ["raise", "exit", "nan", "text", "generator", "cancelled"])
 def test_async_failures_are_like_others(scorer, act) -> None:
-    with pytest.raises(UserError, match="reward 'r0' (raised|returned)"):
+    with pytest.raises(UserError, match=r"reward 'r0' (raised|returned)"):
         scorer(AsyncOdd()).collect(group("a", act))
     pool = scorer(AsyncOdd(), failures="exclude")
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="left out"):
         assert values(pool, group("a", act)) == [1.0, None]
     assert pool.take()["r0"].statuses["fine"] == 1
 
@@ -445,7 +445,7 @@ def test_ranks_log_the_same_names_though_they_saw_other_statuses(tiny_llama, tmp
 
 
 def expected_advantages() -> torch.Tensor:
-    """Rank 0's rewards are 0, 1, 2, 3, rank 1's 0, None, 2, 4: each over the std of its group, then over that of all."""
+    """Rank 0's rewards are 0, 1, 2, 3, rank 1's 0, None, 2, 4, over their group's std and then over that of all."""
     first = torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=torch.float64) / ((5 / 3) ** 0.5 + 1e-4)
     second = torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64) / (2.0 + 1e-4)
     both = torch.cat([first, second])
