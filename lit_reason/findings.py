@@ -8,7 +8,7 @@ import math
 import time
 import traceback
 from collections.abc import Coroutine, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -125,7 +125,8 @@ def _checked(
 
 
 def _finding(name: str, rollout: Rollout, given: Any, seconds: float) -> Finding:  # noqa: ANN401 - as above
-    value, status = (given.value, given.status) if isinstance(given, Judgement) else (given, "ok")
+    judgement = given if isinstance(given, Judgement) else Judgement(value=given)
+    value: Any = judgement.value
     try:
         if isinstance(value, str | bytes):
             raise TypeError("text is no number")  # noqa: TRY301 - though float() would read it as one
@@ -134,7 +135,7 @@ def _finding(name: str, rollout: Rollout, given: Any, seconds: float) -> Finding
         wrong = f"returned {_shown(value)} of type {type(value).__name__}; expected a number or None"
         return failure(f"reward '{name}' {wrong}", seconds=seconds)
     if number is None or math.isfinite(number):
-        return Finding(judgement=Judgement(value=number, status=status), seconds=seconds)
+        return Finding(judgement=replace(judgement, value=number), seconds=seconds)
     return Finding(
         judgement=Judgement(value=None, status=NONFINITE),
         error=f"reward '{name}' returned {number} for problem '{rollout.problem.id}'; expected a finite number or "

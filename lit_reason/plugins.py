@@ -253,6 +253,7 @@ def _boiled_down(error: Exception) -> str:
     match, wording = next((m, w) for pattern, w in _WORDINGS if (m := re.fullmatch(pattern, text)))
     # types as one writes them, a union with "or": [<class 'int'>, <class 'NoneType'>] is "int or null"
     parts = [re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", part) for part in match.groups()]
+    parts = [part.replace(", plugin.", "' and '") for part in parts]  # several that are required
     if "expected" in wording:
         parts[1] = " or ".join(re.split(r", (?![^\[]*\])", parts[1])).replace("typing.", "").replace("NoneType", "null")
     return wording.format(*parts)

@@ -25,19 +25,29 @@ class Judgement:
         value: the reward, finite; None leaves the row out, as if the reward did not apply to it.
         status: a short word of small letters, digits and underscores, such as "ok", "wrong" or "unparseable_gold"; the
             share of rows with each is logged.
+        steps: (where a step ends in characters of the completion's text, its score) each, ascending. GRPO then credits
+            tokens with the scores of the steps that end at or after them, see `lit_reason.steps`, instead of the
+            completion with `value`, which is still logged.
 
     Raises:
-        ValueError: the status is no such word, or the name of a figure that is logged anyway.
+        ValueError: the status is no such word, or the name of a figure that is logged anyway; or a step ends no later
+            than the one before or has a score that is not finite.
     """
 
     value: float | None
     status: str = "ok"
+    steps: Sequence[tuple[int, float]] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.status, str) or not re.fullmatch(r"[a-z0-9_]{1,32}", self.status):
             raise ValueError(f"status must be a short word such as 'wrong', got {str(self.status)[:80]!r}")
         if self.status in FIGURES:
             raise ValueError(f"status cannot be {self.status!r}, which is logged of every reward")
+        last = 0
+        for end, score in self.steps:
+            if end <= last or not math.isfinite(score):
+                raise ValueError(f"steps must be (end, finite score) with ascending ends, got ({end}, {score})")
+            last = end
 
 
 Verdict = float | Judgement | None

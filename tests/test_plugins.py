@@ -176,6 +176,7 @@ def test_making_a_reference_loads_nothing() -> None:
         ({"format": {"strict": "perhaps"}}, "reward 'format' option 'strict' expected bool, got perhaps"),
         ({"length": {"span": 1.5}}, "reward 'length' option 'span' expected int, got 1.5"),
         ({"own_plugins.Rich": {}}, "reward 'own_plugins.Rich' needs the option 'words': write it below the name"),
+        ({"judge": {}}, "reward 'judge' needs the option 'url' and 'model': write it below the name"),
         (
             {"own_plugins.Rich": {"words": ["a"], "mode": "some"}},
             "reward 'own_plugins.Rich' option 'mode' expected Literal['any', 'all'], got some",

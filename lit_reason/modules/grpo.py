@@ -25,6 +25,7 @@ from lit_reason.policy import PolicyOptions
 from lit_reason.reward import weighted_rewards
 from lit_reason.rollout import Engine, Sampling
 from lit_reason.scoring import Failures, Nonfinite, Scorer
+from lit_reason.steps import credit_steps, outcomes, weighted_sums
 from lit_reason.types import Problem, Rollout, UserError
 
 
@@ -140,18 +141,24 @@ class GRPO(Rewarded):
         return rollouts
 
     def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
-        """An advantage for every completion; truncated ones leave the loss when `mask_truncated`."""
-        groups = [r.group for r in rollouts]
+        """An advantage for every completion, or for each of its tokens where a reward scored steps.
+
+        Truncated completions leave the loss when `mask_truncated`.
+        """
+        groups, weights = [r.group for r in rollouts], [w.weight for w in self.rewards]
+        rewards = [outcomes(rollouts, w.name) for w in self.rewards]
         if self.advantage == "normalize_then_sum":
-            rewards = [[r.rewards[w.name] for r in rollouts] for w in self.rewards]
-            values = normalized_sum(rewards, [w.weight for w in self.rewards], groups, self._spread)
+            values = normalized_sum(rewards, weights, groups, self._spread)
         else:
-            values = advantages([r.reward for r in rollouts], groups, self.advantage, self._spread)
+            values = advantages(weighted_sums(rewards, weights), groups, self.advantage, self._spread)
         for rollout, value in zip(rollouts, values.tolist(), strict=True):
             rollout.advantage = value
             if self.mask_truncated and rollout.finish_reason == "length":
                 rollout.mask = torch.zeros(rollout.length, dtype=torch.bool)
-        self.log_phase({"informative": (values != 0).float().tolist()}, {})
+        for weighted in self.rewards:
+            credit_steps(rollouts, weighted, self.policy.decode, self.advantage)
+        informative = [float(bool(torch.as_tensor(r.advantage).any())) for r in rollouts]
+        self.log_phase({"informative": informative}, {})
         return rollouts
 
     def _spread(self, values: Tensor) -> float:
