@@ -26,6 +26,9 @@ LONGEST = 300
 _NORMAL = LatexExtractionConfig().normalization_config
 _APART = 1e-9
 _WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
+_TEXT = re.compile(r"\\text\{ ?([A-Za-z]{2,}(?: [A-Za-z]+)*) ?\}")
+_CONSTANTS = ("pi", "gamma")
+_DEGREES = re.compile(r"(?<=[\d}])\^(?:\\circ|\{\\circ\})$")
 
 
 def verdict(gold: str, answer: str, *, places: int = 6) -> bool | None:
@@ -40,15 +43,24 @@ def verdict(gold: str, answer: str, *, places: int = 6) -> bool | None:
         return None
     gold, answer = _normal(gold), _normal(answer)
     try:
-        if gold == answer and (_WORDS.fullmatch(gold) or relation_sides(gold)):
+        if gold == answer and (_WORDS.fullmatch(gold) or _TEXT.fullmatch(gold) or relation_sides(gold)):
             return True
+        if (ours := _TEXT.fullmatch(gold)) and (theirs := _TEXT.fullmatch(answer)):
+            return _same_text(ours[1], theirs[1])
         return _same(_read(gold), read(answer), places)
     except Unsure:
         return None
 
 
 def _normal(text: str) -> str:
-    return str(normalize_latex(" ".join(text.split()), _NORMAL))
+    return _DEGREES.sub("", str(normalize_latex(" ".join(text.split()), _NORMAL)))
+
+
+def _same_text(gold: str, answer: str) -> bool:
+    ours, theirs = (text.replace(" ", "").lower() for text in (gold, answer))
+    if ours in _CONSTANTS or theirs in _CONSTANTS:
+        raise Unsure
+    return ours == theirs
 
 
 @lru_cache(maxsize=256)

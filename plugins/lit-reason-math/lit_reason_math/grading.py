@@ -85,12 +85,14 @@ def _content(text: str) -> str:
     """What the last answer tags or box hold, without dollars around it."""
     while (inner := extract_answer(text)) is not None:
         text = inner
-    text = " ".join(text.split())
-    match = _ENVIRONMENT.fullmatch(text.removesuffix("."))
+    text = " ".join(text.split()).removesuffix(".")
+    match = _ENVIRONMENT.fullmatch(text)
     return next(content for content in match.groups() if content).strip() if match else text
 
 
 def _is_sentence(text: str) -> bool:
+    if not any(c.isdigit() for c in text):
+        return False
     return _WORD.search(_TEXT.sub("", text)) is not None or _SPACED.fullmatch(text) is not None
 
 
