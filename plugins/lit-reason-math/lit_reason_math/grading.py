@@ -23,6 +23,7 @@ for module in ("math_verify.parser", "math_verify.grader"):
 
 _ENVIRONMENT = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.DOTALL)
 _MARKED = re.compile(r"(?<!\\)\$|\\\(|\\\[")
+_DOLLAR = re.compile(r"\\?\$")
 _SPACED = re.compile(r"-?[1-9]\d{0,2}(?: \d{3})+(?:\.\d+)?")
 # a word of four letters or more that stands by itself; LaTeX has such words only in braces or before brackets
 _WORD = re.compile(r"(?:^|\s)(?!sqrt|infinity)[A-Za-z]{4,}(?=[\s.,:;!?]|$)")
@@ -60,17 +61,13 @@ def quick_grade(
     gold: str, answer: str | None, *, float_rounding: int = 6, strict: bool = True
 ) -> Judgement | None:
     """What `grade` says where that takes well under a millisecond, else None; the arguments are the same."""
-    if too_big(gold) or not gold.strip():
-        return Judgement(value=None, status="unparseable_gold")
-    if answer is None or not answer.strip():
-        return Judgement(value=0.0, status="missing")
-    if too_big(answer):
-        return Judgement(value=0.0, status="too_big")
-    ours, theirs = _content(gold), _content(answer)
-    if not ours:
+    ours, theirs = _content(gold), _content(answer or "")
+    if not ours or too_big(ours):
         return Judgement(value=None, status="unparseable_gold")
     if not theirs:
         return Judgement(value=0.0, status="missing")
+    if too_big(theirs):
+        return Judgement(value=0.0, status="too_big")
     if any(_is_sentence(text) or _MARKED.search(text) for text in (ours, theirs)):
         return None
     if not strict and any(c.isalpha() for c in ours + theirs):
@@ -84,8 +81,8 @@ def quick_grade(
 def _content(text: str) -> str:
     """What the last answer tags or box hold, without dollars around it."""
     while (inner := extract_answer(text)) is not None:
-        text = inner
-    text = " ".join(text.split()).removesuffix(".")
+        text = inner if "</answer>" in text else _DOLLAR.sub("", inner)  # a box is mathematics anyway
+    text = text.strip().removesuffix(".")
     match = _ENVIRONMENT.fullmatch(text)
     return next(content for content in match.groups() if content).strip() if match else text
 
@@ -102,7 +99,7 @@ def _parsed(text: str) -> list[Any]:
 
     In a sentence it is left to look for the answer itself; anything else is LaTeX, and the other way is the second try.
     """
-    ways = [text, f"${text}$"]
+    ways = [text, f"${' '.join(text.split())}$"]
     if not (_MARKED.search(text) or _is_sentence(text)):
         ways.reverse()
     found: list[list[Any]] = [[], []]

@@ -15,7 +15,7 @@ from fractions import Fraction
 from lit_reason_math import scalars
 from lit_reason_math.scalars import Scalar, Unsure
 
-_GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_GROUPED = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?)\\?%")
 _MIXED = re.compile(r"(-?)(\d+) ?\\frac\{(\d+)\}\{(\d+)\}")
 _INFINITY = re.compile(r"([-+]?)\\infty")
