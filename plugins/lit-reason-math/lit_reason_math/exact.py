@@ -39,8 +39,8 @@ def verdict(gold: str, answer: str, *, places: int = 6) -> bool | None:
         answer: what is judged.
         places: decimal places that decimals are rounded to.
     """
-    if len(gold) > LONGEST or len(answer) > LONGEST:
-        return None
+    if max(len(gold), len(answer)) > LONGEST or not (gold.isascii() and answer.isascii()):
+        return None  # digits of other scripts, for one, are not what they seem
     gold, answer = _normal(gold), _normal(answer)
     try:
         if gold == answer and (_WORDS.fullmatch(gold) or _TEXT.fullmatch(gold) or relation_sides(gold)):

@@ -17,20 +17,22 @@ _LARGEST_EXPONENT = 10_000
 _LARGEST_TOWER = 100_000  # a power as an exponent, worked out
 _LARGEST_FACTORIAL = 1_000
 _LARGEST_BINOMIAL = 5_000
-_LARGEST_BOUND = 1_000  # of a sum or a product
+_LARGEST_BOUND = 10_000  # of a sum or a product
 _MOST_OPERATORS = 3  # sums, products, integrals and limits in one answer
 _MOST_CELLS = 64  # of a matrix
 _MOST_FACTORS = 12  # powers of brackets, which simplifying multiplies out
 
-_DIGITS = re.compile(r"\d[\d,]*")
+_DIGITS = re.compile(r"\d+(?:,\d{3})*")
 _SCIENTIFIC = re.compile(r"\d\.?[eE][-+]?\d{4}")
-_FACTORIAL = re.compile(r"(\d*)[\s})\]]*(!+)")
+_FACTORIAL = re.compile(r"(\d*)\s*(!+)")
+_GROWS = re.compile(r"!|[\d})]\s*(?:\^|\*|\\cdot|\\times)")
 _OPERATOR = re.compile(r"\\(?:sum|prod|i+nt|oint|lim|bigcup|bigcap|coprod)(?![A-Za-z])")
-_BINOMIAL = re.compile(r"\\[dt]?binom|\\choose|\)_\{")
+_BINOMIAL = re.compile(r"\\[dtc]?binom|\\choose|\)_\{")
 _BOUND = re.compile(r"[_^]\s*(?:\{[^{}]*?(\d+)[^{}\d]*\}|(\d+))")
 _NESTING = re.compile(r"[(\[{)\]}]")
 _NESTED = re.compile(r"\\(?:sqrt|[dtc]?frac)(?![A-Za-z])")
 _EXPONENT = re.compile(r"\^|\*\*")
+_OPERAND = re.compile(r"\s*(-?\d+|\\[A-Za-z]+|\S)")
 
 
 def too_big(text: str) -> bool:
@@ -62,38 +64,41 @@ def _depth(text: str) -> int:
 
 def _group(text: str, start: int) -> tuple[str, int]:
     """What follows a `^`: the content of a bracket, a number or a character, and where it ends."""
-    while start < len(text) and text[start].isspace():
-        start += 1
-    if start >= len(text):
-        return "", start
-    if text[start] in "({":
-        depth = 0
-        for match in _NESTING.finditer(text, start):
-            depth += 1 if match.group() in "([{" else -1
-            if depth == 0:
-                return text[start + 1 : match.start()], match.end()
-        return text[start + 1 :], len(text)
-    match = re.compile(r"-?\d+|\\[A-Za-z]+|.", re.DOTALL).match(text, start)
-    assert match is not None
-    return match.group(), match.end()
+    match = _OPERAND.match(text, start)
+    if match is None:
+        return "", len(text)
+    if match[1][0] not in "({":
+        return match[1], match.end()
+    depth = 0
+    for bracket in _NESTING.finditer(text, match.start(1)):
+        depth += 1 if bracket.group() in "([{" else -1
+        if depth == 0:
+            return text[match.start(1) + 1 : bracket.start()], bracket.end()
+    return text[match.start(1) + 1 :], len(text)
+
+
+def _group_before(text: str, end: int) -> str:
+    """The content of the bracket that closes at `end`, "" where none does."""
+    depth = 0
+    for at in range(end - 1, -1, -1):
+        depth += (text[at] in ")]}") - (text[at] in "([{")
+        if depth <= 0:
+            return text[at + 1 : end - 1]
+    return text[:end]
 
 
 def _big_powers(text: str) -> bool:
-    """Exponents that are large numbers, powers of powers, or factorials."""
+    """Exponents that are large numbers or large powers themselves, and many powers of brackets."""
     brackets = 0
-    at = 0
-    while (match := _EXPONENT.search(text, at)) is not None:
+    for match in _EXPONENT.finditer(text):
         exponent, end = _group(text, match.end())
-        at = match.end()
-        following = _EXPONENT.match(text, end)
-        if following is not None:  # 9^9^9, which goes on to the right
-            exponent, _ = f"{exponent}^{text[following.end():]}", end
-        if _largest(exponent) > _LARGEST_EXPONENT or "!" in exponent or _tower(exponent):
+        if _EXPONENT.match(text, end) is not None:  # 9^9^9, which goes on to the right
+            exponent += text[end:]
+        largest = _largest(exponent)
+        if largest > _LARGEST_EXPONENT or "!" in exponent or _tower(exponent):
             return True
-        if match.start() and text[match.start() - 1] in ")}" and _largest(exponent) > 1:
-            brackets += min(_largest(exponent), _MOST_FACTORS)
-            if _largest(exponent) > 100:
-                return True
+        if text[: match.start()].endswith((")", "}")):
+            brackets += min(largest, _MOST_FACTORS)
     return brackets > 3 * _MOST_FACTORS
 
 
@@ -117,10 +122,10 @@ def _largest(text: str) -> int:
 
 def _big_factorials(text: str) -> bool:
     for match in _FACTORIAL.finditer(text):
-        digits, marks = match.group(1, 2)
-        number = int(digits[:20] or 0)
-        inner = re.search(r"[!^*]|\\times|\\cdot", text[: match.start(2)]) is not None and not match.group().startswith(digits + marks)
-        if number > _LARGEST_FACTORIAL or (len(marks) > 1 and (number > 6 or len(marks) > 2)) or inner:
+        number, marks = int(match[1][:20] or 0), len(match[2])
+        inner = "" if match[1] else _group_before(text, match.start())
+        largest = max(number, _largest(inner))
+        if largest > _LARGEST_FACTORIAL or marks > 2 or (marks == 2 and largest > 6) or _GROWS.search(inner):
             return True
     return False
 
@@ -131,4 +136,6 @@ def _big_operators(text: str) -> bool:
         return True
     if operators and any(int((a or b)[:20]) > _LARGEST_BOUND for a, b in _BOUND.findall(text)):
         return True
-    return _BINOMIAL.search(text) is not None and (_largest(text) > _LARGEST_BINOMIAL or "!" in text)
+    return _BINOMIAL.search(text) is not None and (
+        _largest(text) > _LARGEST_BINOMIAL or _GROWS.search(text) is not None
+    )
