@@ -3,9 +3,9 @@ r"""How fast `lit-reason-math` judges typical pairs of answers, against math-ver
     python tools/bench_math.py                      # 1,200 pairs, about a minute on one core
     python tools/bench_math.py --pairs 4000 --seed 7
 
-Half of the pairs are right, mostly written differently than the gold answer, half are wrong. The shares of the kinds
-are those of `KINDS`. Both judge the same pairs in the same process, in alternating rounds of 100; golds hardly repeat, so
-that remembering them gains nothing. math-verify gets what its documentation asks for: `verify(parse(f"${gold}$"),
+Half of the pairs are right, often written differently than the gold answer, half are wrong. The shares of the kinds are
+those of `KINDS`. Both judge the same pairs in the same process, in alternating rounds of 100; golds hardly repeat, so
+that remembering them gains little. math-verify gets what its documentation asks for: `verify(parse(f"${gold}$"),
 parse(f"${answer}$"))`. Needs the distribution in plugins/lit-reason-math.
 """
 
@@ -17,10 +17,14 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from lit_reason_math import grade, quick_grade
+from math_verify import parse, verify
+
 Pair = tuple[str, str]
+Row = tuple[str, str, str, bool]
 
 LETTERS = "abkmnpqrtuxyz"
 
@@ -40,7 +44,12 @@ def latex(value: Fraction | int, r: random.Random) -> str:
     if value.denominator == 1:
         return str(value.numerator)
     sign, p, q = "-" if value < 0 else "", abs(value.numerator), value.denominator
-    ways = [f"{sign}\\frac{{{p}}}{{{q}}}", f"{sign}\\dfrac{{{p}}}{{{q}}}", f"{sign}{p}/{q}", f"\\frac{{{sign}{p}}}{{{q}}}"]
+    ways = [
+        f"{sign}\\frac{{{p}}}{{{q}}}",
+        f"{sign}\\dfrac{{{p}}}{{{q}}}",
+        f"{sign}{p}/{q}",
+        f"\\frac{{{sign}{p}}}{{{q}}}",
+    ]
     return r.choice(ways)
 
 
@@ -92,7 +101,11 @@ def surd(r: random.Random, right: bool) -> Pair:
         (f"{a}\\sqrt{{{n}}}", f"\\sqrt{{{a * a * n}}}", f"{a}\\sqrt{{{n + 1}}}"),
         (f"{b}+{a}\\sqrt{{{n}}}", f"{a}\\sqrt{{{n}}} + {b}", f"{b}-{a}\\sqrt{{{n}}}"),
         (f"\\frac{{\\sqrt{{{n}}}}}{{{n}}}", f"\\frac{{1}}{{\\sqrt{{{n}}}}}", f"\\frac{{\\sqrt{{{n}}}}}{{{n + 1}}}"),
-        (f"\\frac{{{b}+\\sqrt{{{n}}}}}{{{a}}}", f"\\dfrac{{\\sqrt{n} + {b}}}{{{a}}}", f"\\frac{{{b}+\\sqrt{{{n}}}}}{{{a + 1}}}"),
+        (
+            f"\\frac{{{b}+\\sqrt{{{n}}}}}{{{a}}}",
+            f"\\dfrac{{\\sqrt{n} + {b}}}{{{a}}}",
+            f"\\frac{{{b}+\\sqrt{{{n}}}}}{{{a + 1}}}",
+        ),
     ]  # fmt: skip
     gold, same, other = r.choice(shapes)
     return gold, r.choice([gold, same]) if right else other
@@ -195,7 +208,7 @@ KINDS: dict[Callable[[random.Random, bool], Pair], int] = {
 """Share of each kind in percent, near what the answers of gsm8k, MATH and DeepMath look like taken together."""
 
 
-def pairs(count: int, seed: int) -> list[tuple[str, str, str, bool]]:
+def pairs(count: int, seed: int) -> list[Row]:
     """(kind, gold, answer, meant to be right), the same for the same seed."""
     r = random.Random(seed)
     kinds = r.choices(list(KINDS), list(KINDS.values()), k=count)
@@ -206,53 +219,67 @@ def pairs(count: int, seed: int) -> list[tuple[str, str, str, bool]]:
     return made
 
 
+class Report:
+    """What came of the rounds."""
+
+    def __init__(self) -> None:
+        self.rates: dict[str, list[float]] = {"ours": [], "alone": []}
+        self.differ: list[str] = []
+        self.unlike: list[str] = []
+        self.kinds: Counter[str] = Counter()
+        self.slow: Counter[str] = Counter()
+        self.right = 0
+
+    def round(self, chunk: list[Row], judges: dict[str, Callable[[str, str], bool]], order: Sequence[str]) -> None:
+        """Both judge the same pairs, one after the other."""
+        verdicts = {}
+        for name in order:
+            begun = time.process_time()
+            verdicts[name] = [judges[name](gold, answer) for _, gold, answer, _ in chunk]
+            self.rates[name].append(len(chunk) / (time.process_time() - begun))
+        for (kind, gold, answer, right), ours, theirs in zip(chunk, verdicts["ours"], verdicts["alone"], strict=True):
+            self.kinds[kind] += 1
+            self.right += right
+            self.slow[kind] += quick_grade(gold, answer) is None
+            shown = f"{kind} | {gold} | {answer} | meant {right}, ours {ours}, math-verify {theirs}"
+            if ours != theirs:
+                self.differ.append(shown)
+            if ours != right:
+                self.unlike.append(shown)
+
+    def show(self) -> None:
+        total = self.kinds.total()
+        print(f"{total} pairs, {self.right} of them right; kinds (left to math-verify):")
+        print("  " + ", ".join(f"{kind} {count} ({self.slow[kind]})" for kind, count in self.kinds.most_common()))
+        for name, rates in self.rates.items():
+            overall = len(rates) / sum(1 / rate for rate in rates)
+            print(f"{name:>6}: median {statistics.median(rates):8.1f} pairs/s a core, over all {overall:8.1f}")
+        ratio = statistics.median(self.rates["ours"]) / statistics.median(self.rates["alone"])
+        print(f"ratio of medians {ratio:.1f}; left to math-verify: {self.slow.total() / total:.1%}")
+        print(f"verdicts that differ: {len(self.differ)}; verdicts unlike the meaning: {len(self.unlike)}")
+        for row in (*self.differ[:20], *self.unlike[:10]):
+            print("  ", row)
+
+
+def alone(gold: str, answer: str) -> bool:
+    """math-verify by itself, its timeouts off as well."""
+    found = parse(f"${answer}$", parsing_timeout=None)
+    return bool(verify(parse(f"${gold}$", parsing_timeout=None), found, timeout_seconds=None))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Typical pairs judged by lit-reason-math and by math-verify alone.")
     parser.add_argument("--pairs", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-
-    from lit_reason_math import grade, quick_grade
-    from math_verify import parse, verify
-
-    def alone(gold: str, answer: str) -> bool:
-        return verify(parse(f"${gold}$", parsing_timeout=None), parse(f"${answer}$", parsing_timeout=None), timeout_seconds=None)
-
     logging.disable(logging.WARNING)
+    judges = {"ours": lambda gold, answer: grade(gold, answer).value == 1.0, "alone": alone}
+    Report().round(pairs(100, options.seed + 1), judges, ("ours", "alone"))  # the parser learns its grammar as it reads
+    report = Report()
     data = pairs(options.pairs, options.seed)
-    for _, gold, answer, _ in pairs(100, options.seed + 1):  # both parsers learn their grammar while they read
-        grade(gold, answer)
-        alone(gold, answer)
-    rates: dict[str, list[float]] = {"ours": [], "alone": []}
-    differ: list[tuple[str, ...]] = []
-    unlike: list[tuple[str, ...]] = []
-    slow: Counter[str] = Counter()
-    for start in range(0, len(data), 100):
-        chunk = data[start : start + 100]
-        judges = {"ours": lambda g, a: grade(g, a).value == 1.0, "alone": alone}
-        verdicts = {}
-        for name in ("ours", "alone") if start % 200 else ("alone", "ours"):
-            begun = time.process_time()
-            verdicts[name] = [judges[name](gold, answer) for _, gold, answer, _ in chunk]
-            rates[name].append(len(chunk) / (time.process_time() - begun))
-        for (kind, gold, answer, right), ours, theirs in zip(chunk, verdicts["ours"], verdicts["alone"], strict=True):
-            if quick_grade(gold, answer) is None:
-                slow[kind] += 1
-            if ours != theirs:
-                differ.append((kind, gold, answer, f"ours {ours}, math-verify {theirs}"))
-            if ours != right:
-                unlike.append((kind, gold, answer, f"meant to be {right}"))
-    counts = Counter(kind for kind, *_ in data)
-    print(f"{len(data)} pairs, {sum(right for *_, right in data)} of them right; kinds (left to math-verify):")
-    print("  " + ", ".join(f"{kind} {count} ({slow[kind]})" for kind, count in counts.most_common()))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    total = {name: len(data) / sum(100 / rate for rate in values) for name, values in rates.items()}
-    for name in rates:
-        print(f"{name:>6}: median {medians[name]:8.1f} pairs/s a core, over all {total[name]:8.1f}")
-    print(f"ratio of medians {medians['ours'] / medians['alone']:.1f}; left to math-verify: {sum(slow.values()) / len(data):.1%}")
-    print(f"verdicts that differ: {len(differ)}; verdicts unlike the meaning: {len(unlike)}")
-    for row in (*differ[:20], *unlike[:10]):
-        print("  ", *row, sep=" | ")
+    for number, start in enumerate(range(0, len(data), 100)):
+        report.round(data[start : start + 100], judges, ("ours", "alone") if number % 2 else ("alone", "ours"))
+    report.show()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ r"""Does `lit-reason-math` agree with math-verify on math-verify's own test case
     python tools/check_math_verify.py /tmp/Math-Verify
 
 Runs the tests of the checkout on the installed math-verify and listens: each comparison of two texts that they make is
-put to `grade` as well. What is not comparable is counted: comparisons of sympy objects, of texts read as multiple choice,
-or with the option `allow_set_relation_comp`, which `grade` lacks. math-verify's tests may switch its LaTeX or its
-plain-number extraction off; `grade` always has both. Exits with 1 when a difference is not one of the known. Needs the
-distribution in plugins/lit-reason-math, and pytest.
+put to `grade` as well. What is not comparable is counted: comparisons of sympy objects, of texts read as multiple
+choice, or with the option `allow_set_relation_comp`, which `grade` lacks. Some tests switch the extraction of LaTeX or of plain
+numbers off, `grade` always has both: where the verdicts differ, math-verify's with both counts. Exits with 1 when a
+difference is not one of the known. Needs the distribution in plugins/lit-reason-math, and pytest.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> int:
     pytest.main(["-q", "-p", "no:cacheprovider", "-c", os.devnull, str(checkout / "tests")], plugins=[listener])
 
     apart: Counter[str] = Counter()
-    agreed = quick = 0
+    agreed = quick = both = 0
     differences = []
     for test, gold, target, options, verdict in listener.comparisons:
         if (why := why_not(gold, target, options)) is not None:
@@ -111,15 +111,19 @@ def main() -> int:
         quick += quick_grade(gold.text, target.text, **told) is not None
         if (judgement.value == 1.0) == bool(verdict):
             agreed += 1
+        elif (judgement.value == 1.0) == VERIFY(PARSE(gold.text), PARSE(target.text)):
+            both += 1
         else:
             differences.append((reason(gold, target), test, gold, target, verdict, judgement.status))
     print(f"math-verify's tests: {dict(listener.outcomes)}; comparisons made: {len(listener.comparisons)}")
     print(f"not comparable: {dict(apart)}")
-    print(f"agree: {agreed} of {agreed + len(differences)} ({quick} of them by the fast path)")
+    total = agreed + both + len(differences)
+    print(f"agree: {agreed + both} of {total}, {both} of them where the test extracts less; by the fast path: {quick}")
     for why, count in Counter(difference[0] for difference in differences).items():
         print(f"differ, {why}: {count}")
     for why, test, gold, target, verdict, status in sorted(differences, key=lambda d: d[0]):
-        print(f"  {why} | {test.partition('::')[2][:40]} | {gold.text[:80]!r} | {target.text[-80:]!r} | {verdict} | {status}")
+        shown = (why, test.partition("::")[2][:40], repr(gold.text[:80]), repr(target.text[-80:]), verdict, status)
+        print("  ", *shown, sep=" | ")
     return int(any(difference[0] == "unexplained" for difference in differences))
 
 

@@ -1,7 +1,7 @@
 r"""The fast path: verdicts on what most answers are, certain to be math-verify's, without its parser.
 
-Texts come through math-verify's own normaliser first, which drops units and mends sloppy LaTeX, so that only its grammar
-and its comparison are repeated here, for the kinds of answers that `lit_reason_math.reading` understands.
+Texts come through math-verify's own normaliser first, which drops units and mends sloppy LaTeX, so that only its
+grammar and its comparison are repeated here, for the kinds of answers that `lit_reason_math.reading` understands.
 """
 
 from __future__ import annotations

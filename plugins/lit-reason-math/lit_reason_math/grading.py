@@ -1,7 +1,7 @@
 r"""From a gold answer and an answer to a judgement: guards, then the fast path, then math-verify.
 
-An answer is LaTeX with or without dollars, or a sentence that ends with one. Unlike math-verify, which joins
-neighbouring boxes into a set, only the last complete `<answer>…</answer>` or else the last `\boxed{…}` of a text counts.
+An answer is LaTeX with or without dollars, or a sentence with one. Unlike math-verify, which joins neighbouring boxes
+into a set, only the last complete `<answer>…</answer>`, or else the last `\boxed{…}`, of a text counts.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def grade(gold: str, answer: str | None, *, float_rounding: int = 6, strict: boo
     return Judgement(value=0.0, status="wrong" if _understood(found) else "unparseable")
 
 
-def quick_grade(
-    gold: str, answer: str | None, *, float_rounding: int = 6, strict: bool = True
-) -> Judgement | None:
+def quick_grade(gold: str, answer: str | None, *, float_rounding: int = 6, strict: bool = True) -> Judgement | None:
     """What `grade` says where that takes well under a millisecond, else None; the arguments are the same."""
     ours, theirs = _content(gold), _content(answer or "")
     if not ours or too_big(ours):
@@ -68,14 +66,14 @@ def quick_grade(
         return Judgement(value=0.0, status="missing")
     if too_big(theirs):
         return Judgement(value=0.0, status="too_big")
-    if any(_is_sentence(text) or _MARKED.search(text) for text in (ours, theirs)):
-        return None
-    if not strict and any(c.isalpha() for c in ours + theirs):
-        return None
-    same = exact.verdict(ours, theirs, places=float_rounding)
-    if same is None:
-        return None
-    return Judgement(value=1.0) if same else Judgement(value=0.0, status="wrong")
+    plain = not any(_is_sentence(text) or _MARKED.search(text) for text in (ours, theirs))
+    decided = plain and (strict or not any(c.isalpha() for c in ours + theirs))
+    match exact.verdict(ours, theirs, places=float_rounding) if decided else None:
+        case True:
+            return Judgement(value=1.0)
+        case False:
+            return Judgement(value=0.0, status="wrong")
+    return None
 
 
 def _content(text: str) -> str:

@@ -6,6 +6,7 @@ data set of problems with short answers holds; what slips through still meets th
 
 from __future__ import annotations
 
+import math
 import re
 
 LONGEST = 2_000
@@ -13,8 +14,7 @@ LONGEST = 2_000
 
 _DEEPEST = 24  # brackets in brackets, and also roots and fractions in each other
 _LONGEST_NUMBER = 400  # digits
-_LARGEST_EXPONENT = 10_000
-_LARGEST_TOWER = 100_000  # a power as an exponent, worked out
+_LARGEST_EXPONENT = 10_000  # also worked out, where it is a power itself
 _LARGEST_FACTORIAL = 1_000
 _LARGEST_BINOMIAL = 5_000
 _LARGEST_BOUND = 10_000  # of a sum or a product
@@ -27,7 +27,8 @@ _SCIENTIFIC = re.compile(r"\d\.?[eE][-+]?\d{4}")
 _FACTORIAL = re.compile(r"(\d*)\s*(!+)")
 _GROWS = re.compile(r"!|[\d})]\s*(?:\^|\*|\\cdot|\\times)")
 _OPERATOR = re.compile(r"\\(?:sum|prod|i+nt|oint|lim|bigcup|bigcap|coprod)(?![A-Za-z])")
-_BINOMIAL = re.compile(r"\\[dtc]?binom|\\choose|\)_\{")
+_BINOMIAL = re.compile(r"\\[dtc]?binom")
+_PERMUTATION = re.compile(r"\)_\{")
 _BOUND = re.compile(r"[_^]\s*(?:\{[^{}]*?(\d+)[^{}\d]*\}|(\d+))")
 _NESTING = re.compile(r"[(\[{)\]}]")
 _NESTED = re.compile(r"\\(?:sqrt|[dtc]?frac)(?![A-Za-z])")
@@ -112,7 +113,7 @@ def _tower(exponent: str) -> bool:
     if _EXPONENT.search(rest) is not None:
         return True
     base = max(_largest(exponent[: inner.start()]), 1)
-    return base > 1 and _largest(height) * base.bit_length() > _LARGEST_TOWER.bit_length()
+    return _largest(height) * math.log2(base) > math.log2(_LARGEST_EXPONENT)
 
 
 def _largest(text: str) -> int:
@@ -136,6 +137,13 @@ def _big_operators(text: str) -> bool:
         return True
     if operators and any(int((a or b)[:20]) > _LARGEST_BOUND for a, b in _BOUND.findall(text)):
         return True
-    return _BINOMIAL.search(text) is not None and (
-        _largest(text) > _LARGEST_BINOMIAL or _GROWS.search(text) is not None
-    )
+    for match in _BINOMIAL.finditer(text):
+        above, end = _group(text, match.end())
+        below, _ = _group(text, end)
+        if max(_largest(above), _largest(below)) > _LARGEST_BINOMIAL or _GROWS.search(f"{above} {below}"):
+            return True
+    for match in _PERMUTATION.finditer(text):  # (n)_{k}, which math-verify's normaliser writes with factorials
+        inner = _group_before(text, match.start() + 1)
+        if _largest(inner) > _LARGEST_FACTORIAL or _GROWS.search(inner):
+            return True
+    return False

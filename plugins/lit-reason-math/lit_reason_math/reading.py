@@ -1,14 +1,16 @@
 r"""What an answer says, for the fast path: a small part of math-verify's grammar, with its habits.
 
-Understood are numbers (decimals, fractions, mixed numbers, percentages, thousands separators), expressions in one-letter
-variables and π with powers and square roots of numbers, equations of those, intervals, points, sets and lists. `X` is
-`x`, `1,234` is a number though `1,23` is a list, `(1, 2)` may be a point or an interval. Anything else is `Unsure`.
+Understood are numbers (decimals, fractions, mixed numbers, percentages, thousands separators), expressions in
+one-letter variables and π with powers and square roots of numbers, equations of those, intervals, points, sets and
+lists. `X` is `x`, `1,234` is a number though `1,23` is a list, `(1, 2)` may be a point or an interval. Anything else is
+`Unsure`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,7 +23,7 @@ _MIXED = re.compile(r"(-?)(\d+) ?\\frac\{(\d+)\}\{(\d+)\}")
 _INFINITY = re.compile(r"([-+]?)\\infty")
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")  # inside anything longer: one number or two?
 _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|neq?)(?![A-Za-z])")
-_TOKEN = re.compile(r"\s*(\d+\.\d+|\.\d+|\d+|\\[A-Za-z]+|\\?.)", re.DOTALL)
+_PIECE = re.compile(r"\s*(\d+\.\d+|\.\d+|\d+|\\[A-Za-z]+|\\?.)", re.DOTALL)
 _BRACKET = re.compile(r"\\?[(\[{}\])]|[,;]")
 _OPERATORS: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
     "*": scalars.times,
@@ -32,6 +34,7 @@ _OPERATORS: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
 }
 _VARIABLES = frozenset("abcfghjklmnopqrstuvwxyz")  # d begins a differential, e and i are numbers
 _MOST_EXPONENT = 40
+_MOST_DIGITS = 15
 _DEEPEST = 12
 
 
@@ -96,105 +99,97 @@ def _read(text: str) -> Item:
     if match := _PERCENTAGE.fullmatch(text):
         return _number(match[1], percent=True)
     if match := _MIXED.fullmatch(text):
-        whole, above, below = (int(digits) for digits in match.group(2, 3, 4))
-        if not above or not below or len(text) > 40:
-            raise Unsure
-        return scalars.number((whole + Fraction(above, below)) * (-1 if match[1] else 1))
+        return _mixed(*match.groups())
     if match := _INFINITY.fullmatch(text):
         return Infinity(sign=-1 if match[1] == "-" else 1)
     items, brackets = _split(text)
-    if len(items) > 1:
+    if brackets:
         return Group(brackets=brackets, items=[_read(item) for item in items])
-    if brackets == "{}":
-        return Group(brackets=brackets, items=[_read(items[0])])
-    if text.count("\\pm") == 1:
-        left, right = text.split("\\pm")
-        centre = _expression(left) if left.strip() else None
-        spread = _expression(right)
-        both = (spread, scalars.negative(spread))
-        return Group(brackets="{}", items=[scalars.plus(centre, s) if centre else s for s in both])
-    return _expression(text)
+    return _either(text) if "\\pm" in text else _expression(text)
+
+
+def _mixed(sign: str, whole: str, above: str, below: str) -> Scalar:
+    if max(map(len, (whole, above, below))) > _MOST_DIGITS or not int(above) or not int(below):
+        raise Unsure
+    value = int(whole) + Fraction(int(above), int(below))
+    return scalars.number(-value if sign else value)
+
+
+def _either(text: str) -> Group:
+    """The two numbers that a `±` stands for."""
+    left, _, right = text.partition("\\pm")
+    spread = _expression(right)
+    both = (spread, scalars.negative(spread))
+    if not left.strip():
+        return Group(brackets="{}", items=both)
+    centre = _expression(left)
+    return Group(brackets="{}", items=[scalars.plus(centre, one) for one in both])
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """The items of a list or of a bracket around everything, and the brackets; a text that is neither is one item."""
-    cuts: list[int] = []
-    opened: list[str] = []
-    separators = set()
+    """The items of a list, or of a bracket around everything, and the brackets; "" for a text that is neither."""
+    items = _items(text)
+    if len(items) > 1:
+        return items, "{}"
+    if text.startswith("\\{") and text.endswith("\\}"):
+        return _items(text[2:-2]), "{}"
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
+        with suppress(Unsure):  # (x+1)(x-1) begins and ends with brackets that are no pair
+            items = _items(text[1:-1])
+        if len(items) > 1:
+            return items, text[0] + text[-1]
+    return items, ""
+
+
+def _items(text: str) -> list[str]:
+    """What stands between the commas, or semicolons, outside of brackets; a bracket may close another kind's."""
+    depth, start, items, separators = 0, 0, [], set()
     for match in _BRACKET.finditer(text):
         piece = match.group()
         if piece in ",;":
-            if not opened:
-                cuts.append(match.start())
+            if not depth:
+                items.append(text[start : match.start()].strip())
+                start = match.end()
                 separators.add(piece)
-        elif piece[-1] in "([{":
-            opened.append(piece)
-        elif not opened or (piece[0] == "\\") != (opened.pop()[0] == "\\"):
+            continue
+        depth += 1 if piece[-1] in "([{" else -1
+        if depth < 0:
             raise Unsure
-        elif not opened and match.end() < len(text):
-            separators.add("")  # so the first bracket does not close at the end
-    if opened or len(separators - {""}) > 1:
+    if depth or len(separators) > 1:
         raise Unsure
-    if cuts:
-        return _cut(text, cuts), "{}"
-    if "" in separators or not text:
-        return [text], ""
-    if text.startswith("\\{") and text.endswith("\\}"):
-        inner = text[2:-2]
-        return _cut(inner, _commas(inner)), "{}"
-    if text[0] in "([" and text[-1] in ")]" and (commas := _commas(text[1:-1])):
-        return _cut(text[1:-1], commas), text[0] + text[-1]
-    return [text], ""
-
-
-def _commas(text: str) -> list[int]:
-    """Where the commas outside of brackets stand."""
-    depth, commas = 0, []
-    for match in _BRACKET.finditer(text):
-        piece = match.group()
-        if piece == ";":
-            raise Unsure
-        if piece == "," and not depth:
-            commas.append(match.start())
-        depth += (piece[-1] in "([{") - (piece[-1] in ")]}")
-    return commas
-
-
-def _cut(text: str, cuts: Sequence[int]) -> list[str]:
-    bounds = [-1, *cuts, len(text)]
-    return [text[start + 1 : end].strip() for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [*items, text[start:].strip()]
 
 
 def _number(text: str, *, percent: bool = False) -> Scalar:
-    if len(text) > 30:
+    if len(text) > 2 * _MOST_DIGITS:
         raise Unsure
     _, point, decimals = text.partition(".")
     return scalars.number(Fraction(text), len(decimals) if point else None, percent=percent)
 
 
 def _expression(text: str) -> Scalar:
-    reader = _Reader(_TOKEN.findall(text.strip()))
+    reader = _Reader(_PIECE.findall(text.strip()))
     value = reader.sum()
-    if reader.at < len(reader.tokens):
+    if reader.at < len(reader.pieces):
         raise Unsure
     return value
 
 
 class _Reader:
-    """Recursive descent over the tokens of an expression."""
+    """Recursive descent over the pieces of an expression: numbers, letters, commands and signs."""
 
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.at, self.depth = tokens, 0, 0
+    def __init__(self, pieces: list[str]) -> None:
+        self.pieces, self.at, self.depth = pieces, 0, 0
 
     def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+        return self.pieces[self.at] if self.at < len(self.pieces) else ""
 
     def take(self, expected: str | None = None) -> str:
-        token = self.peek()
-        if not token or (expected is not None and token != expected):
+        piece = self.peek()
+        if not piece or (expected is not None and piece != expected):
             raise Unsure
         self.at += 1
-        return token
+        return piece
 
     def sum(self) -> Scalar:
         self.depth += 1
@@ -219,7 +214,7 @@ class _Reader:
     def factors(self) -> Scalar:
         """Factors beside each other, which bind more tightly than a slash between others."""
         value = self.factor()
-        while (token := self.peek()) in ("\\frac", "\\sqrt", "\\pi", "(") or token.lower() in _VARIABLES:
+        while (piece := self.peek()) in ("\\frac", "\\sqrt", "\\pi", "(") or piece.lower() in _VARIABLES:
             following = self.factor()
             if following.number is not None:
                 raise Unsure  # beside a whole number it is added, and multiplied elsewhere
@@ -245,21 +240,21 @@ class _Reader:
         return scalars.power(base, int(sign + digits))
 
     def base(self) -> Scalar:
-        token = self.take()
-        if token[0].isdecimal() or (token[0] == "." and len(token) > 1):
-            return _number(token)
-        if token == "\\pi" or token.lower() in _VARIABLES:
+        piece = self.take()
+        if piece[0].isdecimal() or (piece[0] == "." and len(piece) > 1):
+            return _number(piece)
+        if piece == "\\pi" or piece.lower() in _VARIABLES:
             if self.peek() == "(":
                 raise Unsure  # a function, or a product
-            return scalars.variable(token.removeprefix("\\").lower())
-        if token == "(":
+            return scalars.variable(piece.removeprefix("\\").lower())
+        if piece == "(":
             return self.until(")")
-        if token == "\\frac":
+        if piece == "\\frac":
             self.take("{")
             above = self.until("}")
             self.take("{")
             return scalars.over(above, self.until("}"))
-        if token == "\\sqrt":
+        if piece == "\\sqrt":
             self.take("{")
             return scalars.root(self.until("}"))
         raise Unsure

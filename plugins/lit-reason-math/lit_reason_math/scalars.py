@@ -91,7 +91,7 @@ def root(of: Scalar) -> Scalar:
 
 
 def plus(a: Scalar, b: Scalar, sign: int = 1) -> Scalar:
-    """a + b, or a - b with sign -1."""
+    """The sum, or the difference with sign -1."""
     return _joined((a, b), (a.image + sign * b.image) % _PRIME, a.value + sign * b.value, sums=True)
 
 
@@ -126,7 +126,7 @@ def over(a: Scalar, b: Scalar) -> Scalar:
 
 
 def power(a: Scalar, exponent: int) -> Scalar:
-    """a to a small integer power."""
+    """A small integer power."""
     if exponent <= 0 and (a.image == 0 or a.value == 0):
         raise Unsure
     try:

@@ -1,8 +1,8 @@
 r"""`gsm8k`, `math_dataset` and `deepmath`: problems with a mathematical answer, from your own files or the hub.
 
 The core's `dataset` task with another judge, an instruction at the end of each question, and the public data sets as
-defaults. Columns are recognised as there: gsm8k's `question` and `answer` (`worked steps #### 72`); MATH's `problem` and
-`solution`, whose last `\boxed{…}` is the answer; DeepMath's `question` and `final_answer`. Other columns, such as
+defaults. Columns are recognised as there: gsm8k's `question` and `answer` (`worked steps #### 72`); MATH's `problem`
+and `solution`, whose last `\boxed{…}` is the answer; DeepMath's `question` and `final_answer`. Other columns, such as
 `level`, `subject`, `type` or `difficulty`, become the problem's metadata.
 """
 
@@ -26,8 +26,9 @@ class MathDataset(Dataset):
     so an answer to an unreadable gold answer scores 0.0. Source: MATH (arXiv 2103.03874).
 
     Args:
-        instruction: ends each question, after a blank line; "" leaves questions as they are. For models that know
-            them, `Please reason step by step, and put your final answer within \boxed{}.` is the custom.
+        instruction: ends each question, after a blank line; by default it asks for think and answer tags, "" leaves
+            questions as they are. For models tuned on mathematics `Please reason step by step, and put your final
+            answer within \boxed{}.` is the custom.
         timeout: seconds a judgement may take before the answer counts as wrong.
         options: of `dataset`, the path of the data first.
 
@@ -37,7 +38,7 @@ class MathDataset(Dataset):
 
     name = "math_dataset"
 
-    def __init__(self, *, instruction: str = INSTRUCTION, timeout: float = 5.0, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, *, instruction: str = INSTRUCTION, timeout: float = 5.0, **options: Any) -> None:  # noqa: ANN401 - typed in the base class
         if not timeout > 0:
             raise UserError(f"task '{self.name}': timeout must be more than 0 seconds, got {timeout}")
         super().__init__(**options)
@@ -72,7 +73,12 @@ class GSM8K(MathDataset):
     name = "gsm8k"
 
     def __init__(
-        self, *, path: str = "openai/gsm8k", name: str | None = None, validation_split: str | None = None, **options: Any
+        self,
+        *,
+        path: str = "openai/gsm8k",
+        name: str | None = None,
+        validation_split: str | None = None,
+        **options: Any,  # noqa: ANN401 - as above
     ) -> None:
         if path == "openai/gsm8k":
             name = name or "main"
@@ -82,7 +88,9 @@ class GSM8K(MathDataset):
 
 
 class DeepMath(MathDataset):
-    """Hard problems in the columns of DeepMath-103K: `question`, `final_answer`, `difficulty`. Source: arXiv 2504.11456.
+    """Hard problems in the columns of DeepMath-103K: `question`, `final_answer`, `difficulty`.
+
+    Source: arXiv 2504.11456.
 
     Args:
         path: a file, a folder or a hub id; the hub needs `pip install 'lit-reason[data]'`.
@@ -90,5 +98,5 @@ class DeepMath(MathDataset):
 
     name = "deepmath"
 
-    def __init__(self, *, path: str = "zwhe99/DeepMath-103K", **options: Any) -> None:
+    def __init__(self, *, path: str = "zwhe99/DeepMath-103K", **options: Any) -> None:  # noqa: ANN401 - likewise
         super().__init__(path=path, **options)
