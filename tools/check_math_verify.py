@@ -5,9 +5,9 @@ r"""Does `lit-reason-math` agree with math-verify on math-verify's own test case
 
 Runs the tests of the checkout on the installed math-verify and listens: each comparison of two texts that they make is
 put to `grade` as well. What is not comparable is counted: comparisons of sympy objects, of texts read as multiple
-choice, or with the option `allow_set_relation_comp`, which `grade` lacks. Some tests switch the extraction of LaTeX or of plain
-numbers off, `grade` always has both: where the verdicts differ, math-verify's with both counts. Exits with 1 when a
-difference is not one of the known. Needs the distribution in plugins/lit-reason-math, and pytest.
+choice, or with the option `allow_set_relation_comp`, which `grade` lacks. Some tests switch the extraction of LaTeX or
+of plain numbers off, `grade` always has both: where the verdicts differ, math-verify's with both counts. Exits with 1
+when a difference is not one of the known. Needs the distribution in plugins/lit-reason-math, and pytest.
 """
 
 from __future__ import annotations

@@ -163,6 +163,7 @@ class Referee:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the run to handle, not for its children
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # it imports what we can
             )
             weakref.finalize(self, _end, self._child, self._owner)
             assert self._child.stdout is not None
