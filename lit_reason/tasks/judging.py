@@ -133,8 +133,7 @@ class Referee:
 
     def score(self, *question: Any) -> float:  # noqa: ANN401 - anything that can be pickled
         """What the child's function returns for these arguments; 0.0 when the deadline passes or the child dies."""
-        if self._owner != os.getpid():  # a forked worker must not read another one's scores, nor wait for its turn
-            self._child, self._owner, self._turn = None, os.getpid(), threading.Lock()
+        self._follow_fork()
         with self._turn:
             child = self._running()
             assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - both are pipes
@@ -146,6 +145,12 @@ class Referee:
                 self.close()
                 return 0.0
 
+    def start(self) -> None:
+        """Have the child ready before the first answer, which otherwise waits for it."""
+        self._follow_fork()
+        with self._turn:
+            self._running()
+
     def close(self) -> None:
         """End the child, if there is one."""
         if self._child is not None:
@@ -155,6 +160,11 @@ class Referee:
     def __reduce__(self) -> tuple[type[Referee], tuple[float, str]]:
         """A copy has a child of its own."""
         return type(self), (self.deadline, self.module)
+
+    def _follow_fork(self) -> None:
+        """A forked worker must not read another one's scores, nor wait for its turn."""
+        if self._owner != os.getpid():
+            self._child, self._owner, self._turn = None, os.getpid(), threading.Lock()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:

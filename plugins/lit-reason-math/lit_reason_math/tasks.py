@@ -8,9 +8,11 @@ and `solution`, whose last `\boxed{…}` is the answer; DeepMath's `question` an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_reason.task import Split
 from lit_reason.tasks.dataset import Dataset, Part
 from lit_reason.tasks.judging import Referee
 from lit_reason.types import Problem, UserError
@@ -44,6 +46,10 @@ class MathDataset(Dataset):
         super().__init__(**options)
         self.instruction = instruction
         self._referee = Referee(timeout, "lit_reason_math.referee")
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        self._referee.start()  # a second or two that should not come out of the first hard answer's time
+        return super().problems(split)
 
     def problem(self, part: Part, index: int) -> Problem:
         problem = super().problem(part, index)
