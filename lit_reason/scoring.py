@@ -21,17 +21,16 @@ import math
 import os
 import queue
 import threading
-from collections import Counter
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 from lit_reason.findings import NONFINITE, Finding, cache_key, failure, judge, quick
 from lit_reason.registry import cause
 from lit_reason.reward import WeightedReward
-from lit_reason.scoring_group import Group, Item, Memory
+from lit_reason.scoring_group import Group, Item, Memory, Tally
 from lit_reason.scoring_loop import Loop
 from lit_reason.scoring_worker import PATIENCE, Worker
 from lit_reason.shipping import pickled
@@ -40,40 +39,6 @@ from lit_reason.types import Rollout, UserError
 
 Nonfinite = Literal["error", "mask"]
 Failures = Literal["error", "exclude"]
-
-
-@dataclass(kw_only=True, slots=True)
-class Tally:
-    """What one reward did.
-
-    Attributes:
-        statuses: how many rollouts got which status.
-        items: judgements made, one for each rollout, or for each group if it judges groups.
-        seconds: they took, all together.
-        cached: rows that got the judgement of another with the same `cache_key`.
-        error: the first failure that was excluded, None without one.
-    """
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    items: int = 0
-    seconds: float = 0.0
-    cached: int = 0
-    error: str | None = None
-
-    def count(self, findings: Sequence[Finding], items: int) -> None:
-        """Judgements that were made."""
-        self.items += items
-        self.seconds += math.fsum(finding.seconds for finding in findings)
-
-    def __add__(self, other: Tally) -> Tally:
-        """Both together."""
-        return Tally(
-            statuses=self.statuses + other.statuses,
-            items=self.items + other.items,
-            seconds=self.seconds + other.seconds,
-            cached=self.cached + other.cached,
-            error=self.error or other.error,
-        )
 
 
 class Scorer:
@@ -108,6 +73,7 @@ class Scorer:
         self._remote = [w.isolated or (workers > 0 and not w.asynchronous) for w in rewards]
         self._here = not any(remote or w.asynchronous for remote, w in zip(self._remote, rewards, strict=True))
         self._tallies = {w.name: Tally() for w in rewards}
+        self._warned: set[str] = set()
         self._renew()
         for weighted, remote in zip(rewards, self._remote, strict=True):
             if remote:
@@ -198,7 +164,8 @@ class Scorer:
 
     def take(self) -> dict[str, Tally]:
         """What each reward did since this was last asked."""
-        taken, self._tallies = self._tallies, {w.name: Tally() for w in self.rewards}
+        taken = self._tallies
+        self._tallies = {name: tally.after() for name, tally in taken.items()}
         return taken
 
     def close(self) -> None:
@@ -324,8 +291,10 @@ class Scorer:
             if finding.fatal or self.failures == "error":
                 group.error = finding.error
                 return
-            tally = self._tallies[weighted.name]
-            tally.error = tally.error or finding.error
+            self._tallies[weighted.name].failures += 1
+            if weighted.name not in self._warned:
+                self._warned.add(weighted.name)
+                warnings.warn(f"{finding.error}; left out, as all failures of this reward will be", stacklevel=2)
         group.end(weighted.name, findings)
 
     def _fill_in(self, group: Group) -> None:

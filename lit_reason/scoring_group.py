@@ -1,13 +1,15 @@
-"""What scoring keeps count of: a group on its way from reward to reward, its items, and judgements that are shared."""
+"""What scoring keeps: a group on its way from reward to reward, its items, judgements that are shared, and counts."""
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from lit_reason.findings import Finding
+from lit_reason.reward import Reward, WeightedReward
 from lit_reason.types import Rollout
 
 REMEMBERED = 10_000
@@ -129,3 +131,51 @@ class Memory:
         for group, row in waited:
             group.fill(row, finding)
         return [group for group, _ in waited]
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What one reward did.
+
+    Attributes:
+        statuses: how many rollouts got which status.
+        items: judgements made, one for each rollout, or for each group if it judges groups.
+        seconds: they took, all together.
+        cached: rollouts that got the judgement of another with the same `cache_key`.
+        failures: rollouts left out because the reward failed.
+    """
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    items: int = 0
+    seconds: float = 0.0
+    cached: int = 0
+    failures: int = 0
+
+    def count(self, findings: Sequence[Finding], items: int) -> None:
+        """Judgements that were made."""
+        self.items += items
+        self.seconds += math.fsum(finding.seconds for finding in findings)
+
+    def add(self, other: Tally) -> None:
+        """What the same reward did elsewhere."""
+        self.statuses.update(other.statuses)
+        self.items += other.items
+        self.seconds += other.seconds
+        self.cached += other.cached
+        self.failures += other.failures
+
+    def after(self) -> Tally:
+        """A new tally, which remembers the statuses that there are."""
+        return Tally(statuses=Counter(dict.fromkeys(self.statuses, 0)))
+
+    def figures(self, weighted: WeightedReward) -> dict[str, float]:
+        """What is logged of the reward: time, and shares of rollouts."""
+        found = {"seconds": self.seconds}
+        if self.items:
+            found["seconds_per_item"] = self.seconds / self.items
+        rows = self.statuses.total()
+        if rows and type(weighted.reward).cache_key is not Reward.cache_key:
+            found["cached"] = self.cached / rows
+        if rows and set(self.statuses) != {"ok"}:
+            found |= {status: count / rows for status, count in sorted(self.statuses.items())}
+        return found

@@ -1,16 +1,20 @@
-"""Rewards and a task for test_scoring.py, in a module of their own that its workers import quickly."""
+"""Rewards and a task for tests of scoring, in a module of their own that workers import quickly."""
 
+import asyncio
+import itertools
 import math
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from lit_reason.reward import Reward
+from lit_reason.reward import Judgement, Reward
 from lit_reason.task import Task
 from lit_reason.types import Problem, Rollout
 
@@ -104,3 +108,111 @@ class Unreadable(Reward):
 
     def __init__(self) -> None:
         self.something = 1
+
+
+class Timed(Reward):
+    """Does something odd at a completion that is called so, in a process of its own."""
+
+    def __init__(self, deadline: float | None = 0.4, on_timeout: float | None = None) -> None:
+        self.deadline, self.on_timeout = deadline, on_timeout
+        self.memory_mb = 256
+
+    def score(self, rollout: Rollout) -> float | None:
+        return ODD[rollout.text]() if rollout.text in ODD else float(len(rollout.text))
+
+
+def stuck() -> object:
+    """Keeps the interpreter to itself for longer than the world will last."""
+    return re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def leave_child() -> object:
+    subprocess.run(["sleep", "600"], check=False)
+    return 1.0
+
+
+ODD: dict[str, Callable[[], object]] = {
+    **ACTS,
+    "stuck": stuck,
+    "child": leave_child,
+    "eat": lambda: float(len(bytearray(2**30))),
+    "generator": lambda: (i for i in range(3)),
+    "slow": lambda: time.sleep(0.05) or 1.0,
+    "pid": lambda: float(os.getpid()),
+}
+
+
+class Endless(Reward):
+    """A group reward that never stops giving, or never gives."""
+
+    deadline = 0.4
+    on_timeout = -1.0
+
+    def score_group(self, rollouts: Sequence[Rollout]) -> Iterator[float]:
+        if any(r.text == "sleep" for r in rollouts):
+            time.sleep(600)
+        return itertools.repeat(1.0)
+
+
+class Meeting(Reward):
+    """Async: judges only when so many rollouts wait at once."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected, self.present = expected, 0
+
+    async def score(self, rollout: Rollout) -> float:
+        self.present += 1
+        while self.present < self.expected:
+            await asyncio.sleep(0.001)
+        return 2.0 * float(rollout.rewards.get("r0") or 1.0)
+
+
+class AsyncOdd(Reward):
+    """Async: raises at some completions."""
+
+    async def score(self, rollout: Rollout) -> float | Judgement:
+        await asyncio.sleep(0)
+        if rollout.text == "cancelled":
+            raise asyncio.CancelledError
+        if rollout.text in ODD:
+            return ODD[rollout.text]()
+        return Judgement(value=1.0, status="fine")
+
+
+class AsyncTimed(Meeting):
+    """Async and with a deadline."""
+
+    deadline = 0.4
+
+    async def score(self, rollout: Rollout) -> float:
+        await asyncio.sleep(600 if rollout.text == "sleep" else 0)
+        return 1.0
+
+
+async def async_length(rollout: Rollout) -> float:
+    await asyncio.sleep(0)
+    return float(len(rollout.text))
+
+
+class Remembered(Reward):
+    """Leaves a line in a file for each judgement that it makes."""
+
+    def __init__(self, file: Path, deadline: float | None = None, *, keyed: bool = True) -> None:
+        self.file, self.deadline, self.keyed = file, deadline, keyed
+
+    def cache_key(self, rollout: Rollout) -> str | None:
+        return rollout.text if self.keyed else None
+
+    def score(self, rollout: Rollout) -> float | Judgement:
+        with self.file.open("a") as file:
+            file.write(f"{rollout.text}\n")
+        if rollout.text in ODD:
+            return ODD[rollout.text]()
+        return Judgement(value=float(len(rollout.text)), status="measured")
+
+
+class Quick(Remembered):
+    """Knows short completions at once."""
+
+    def quick(self, rollout: Rollout) -> Judgement | None:
+        return Judgement(value=0.5, status="short") if len(rollout.text) == 1 else None

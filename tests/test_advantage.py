@@ -30,7 +30,7 @@ def test_batch_takes_the_mean_of_the_group_and_the_spread_of_all() -> None:
 
 
 def test_batch_may_take_its_spread_from_more_rows_than_these() -> None:
-    close(advantages(REWARDS[:4], GROUPS[:4], "batch", 2.0 - 1e-4), [0.25, -0.25, -0.25, 0.25])
+    close(advantages(REWARDS[:4], GROUPS[:4], "batch", lambda known: 2.0 - 1e-4), [0.25, -0.25, -0.25, 0.25])
 
 
 def test_none_only_subtracts_the_mean() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lit_reason.reward import Judgement, Reward, WeightedReward, weighted_rewards
-from lit_reason.scoring import Scorer, Tally
+from lit_reason.scoring import Scorer
+from lit_reason.scoring_group import Tally
 from lit_reason.types import Problem, Rollout, UserError
 
 

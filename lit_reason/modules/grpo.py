@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
 
-from lit_reason.advantage import Advantage, advantages
+from lit_reason.advantage import Advantage, advantages, normalized_sum, std
 from lit_reason.correction import Correction
 from lit_reason.modules.base import Stopwatch, check_problems
 from lit_reason.modules.rewarded import Rewarded
@@ -24,7 +24,7 @@ from lit_reason.plugins import LossRef, RewardRef
 from lit_reason.policy import PolicyOptions
 from lit_reason.reward import weighted_rewards
 from lit_reason.rollout import Engine, Sampling
-from lit_reason.scoring import Scorer
+from lit_reason.scoring import Failures, Nonfinite, Scorer
 from lit_reason.types import Problem, Rollout, UserError
 
 
@@ -32,16 +32,22 @@ class GRPO(Rewarded):
     """Group Relative Policy Optimization and its family.
 
     Args:
-        rewards: what judges a completion: names, {name: {option: value, weight: w}}, or functions of a rollout.
+        rewards: what judges a completion: names, {name: {option: value, weight: w}}, or functions of a rollout, which
+            may be async. One of weight 0 is a metric: it is logged and not learnt from.
         policy: which model, and how to hold it.
         loss: what to minimise: a name, or {name: {option: value}}.
         group_size: completions a prompt.
         advantage: what a completion is compared with: `group` (mean and std of its group), `batch` (its group's mean,
-            std of all), `none` (the mean only, Dr. GRPO), `rloo` (the mean of the others).
+            std of all), `none` (the mean only, Dr. GRPO), `rloo` (the mean of the others), `reinforce++` (its group's
+            mean, then whitened over all), `normalize_then_sum` (GDPO: each reward standardised in its group before the
+            weighted sum, which is standardised over all).
         mask_truncated: completions cut off at `max_new_tokens` count neither in the loss nor in its normaliser.
         nonfinite: a reward of NaN or infinity is an `error`, or `mask`ed and counted.
+        failures: a reward that raises, ends its process or returns what is no reward is an `error`; or such rows are
+            `exclude`d and counted, unmasked NaN and infinity among them.
         reward_workers: processes of each rank that score groups while others still generate; worth it for rewards that
-            take milliseconds. 0 scores in the training process.
+            take milliseconds. 0 scores in the training process, but for rewards with a deadline or a bound on memory,
+            which get two processes of their own. Async rewards wait in the training process, all at once.
         optimizer: builds the optimizer from the trainable parameters.
         lr_scheduler: builds a scheduler from the optimizer; it steps once per optimizer step.
         sampling: how completions are drawn, in training and for sampled validation.
@@ -70,7 +76,8 @@ class GRPO(Rewarded):
         group_size: int = 8,
         advantage: Advantage = "group",
         mask_truncated: bool = False,
-        nonfinite: Literal["error", "mask"] = "error",
+        nonfinite: Nonfinite = "error",
+        failures: Failures = "error",
         reward_workers: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -111,8 +118,7 @@ class GRPO(Rewarded):
         self.group_size = group_size
         self.advantage: Advantage = advantage
         self.mask_truncated = mask_truncated
-        self.nonfinite: Literal["error", "mask"] = nonfinite
-        self.scorer = Scorer(self.rewards, workers=reward_workers, nonfinite=nonfinite)
+        self.scorer = Scorer(self.rewards, workers=reward_workers, nonfinite=nonfinite, failures=failures)
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         check_problems(problems)
@@ -122,6 +128,7 @@ class GRPO(Rewarded):
         self.last_rollouts = rollouts = self.score(rollouts)
         scored = watch.seconds
         self.log_rollouts(rollouts, len(problems) * self.group_size, rolled_out, [w.name for w in self.rewards])
+        self.log_judging()
         rollouts = self.credit(rollouts)
         watch_update = Stopwatch()
         self.update(rollouts)
@@ -134,9 +141,12 @@ class GRPO(Rewarded):
 
     def credit(self, rollouts: list[Rollout]) -> list[Rollout]:
         """An advantage for every completion; truncated ones leave the loss when `mask_truncated`."""
-        rewards = [r.reward for r in rollouts]
-        spread = self._spread(rewards) if self.advantage == "batch" and self.trainer.world_size > 1 else None
-        values = advantages(rewards, [r.group for r in rollouts], self.advantage, spread)
+        groups = [r.group for r in rollouts]
+        if self.advantage == "normalize_then_sum":
+            rewards = [[r.rewards[w.name] for r in rollouts] for w in self.rewards]
+            values = normalized_sum(rewards, [w.weight for w in self.rewards], groups, self._spread)
+        else:
+            values = advantages([r.reward for r in rollouts], groups, self.advantage, self._spread)
         for rollout, value in zip(rollouts, values.tolist(), strict=True):
             rollout.advantage = value
             if self.mask_truncated and rollout.finish_reason == "length":
@@ -144,9 +154,11 @@ class GRPO(Rewarded):
         self.log_phase({"informative": (values != 0).float().tolist()}, {})
         return rollouts
 
-    def _spread(self, rewards: Sequence[float | None]) -> float:
-        """The standard deviation of a phase's rewards over all ranks."""
-        known = torch.tensor([r for r in rewards if r is not None], dtype=torch.float64, device=self.device)
-        n, total = self.sum_of_ranks(known.new_tensor([len(known), float(known.sum())])).tolist()
-        squares = self.sum_of_ranks((known - total / max(n, 1.0)).square().sum())
+    def _spread(self, values: Tensor) -> float:
+        """The standard deviation of values of a phase over all ranks, each of which must ask for it."""
+        if self.trainer.world_size == 1:
+            return std(values)
+        here = values.to(self.device)
+        n, total = self.sum_of_ranks(here.new_tensor([len(here), float(here.sum())])).tolist()
+        squares = self.sum_of_ranks((here - total / max(n, 1.0)).square().sum())
         return math.sqrt(float(squares) / max(n - 1.0, 1.0))

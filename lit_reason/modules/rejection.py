@@ -30,7 +30,7 @@ from lit_reason.plugins import RewardRef
 from lit_reason.policy import PolicyOptions
 from lit_reason.reward import weighted_rewards
 from lit_reason.rollout import Engine, Sampling
-from lit_reason.scoring import Scorer
+from lit_reason.scoring import Failures, Scorer
 from lit_reason.types import Problem, Rollout, UserError
 
 Select = Literal["first", "shortest", "longest", "random"]
@@ -52,8 +52,11 @@ class RejectionSampling(Rewarded):
         restart: begin every round from the base weights and a fresh optimizer, instead of continuing.
         rationalize: where no sample is good, sample again with the answer as a hint, and learn it without the hint.
         hint: how the hint is added to the last user turn; `{answer}` becomes the gold answer.
+        failures: a reward that raises, ends its process or returns what is no reward is an `error`; or such samples are
+            `exclude`d and counted.
         reward_workers: processes of each rank that score groups while others still generate; worth it for rewards that
-            take milliseconds. 0 scores in the training process.
+            take milliseconds. 0 scores in the training process, but for rewards with a deadline or a bound on memory,
+            which get two processes of their own. Async rewards wait in the training process, all at once.
         optimizer: builds the optimizer from the trainable parameters.
         lr_scheduler: builds a scheduler from the optimizer; it steps once per optimizer step.
         sampling: how completions are drawn.
@@ -82,6 +85,7 @@ class RejectionSampling(Rewarded):
         restart: bool = False,
         rationalize: bool = False,
         hint: str = "\n\nHint: the answer is {answer}.",
+        failures: Failures = "error",
         reward_workers: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -120,7 +124,7 @@ class RejectionSampling(Rewarded):
         self.select_by: Select = select
         self.keep, self.restart = keep, restart
         self.rationalize, self.hint = rationalize, hint
-        self.scorer = Scorer(self.rewards, workers=reward_workers)
+        self.scorer = Scorer(self.rewards, workers=reward_workers, failures=failures)
         self._base: dict[str, torch.Tensor] = {}
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
@@ -136,6 +140,7 @@ class RejectionSampling(Rewarded):
         if self.rationalize:
             solved = {r.group for r in accepted}
             explained = self.explain([p for g, p in enumerate(problems) if g not in solved])
+        self.log_judging()
         self.log_phase({}, {"accepted": float(len(accepted)), "rationalized": float(len(explained))})
         accepted += explained
         self._write(accepted)

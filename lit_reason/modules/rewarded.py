@@ -1,11 +1,15 @@
-"""What modules with rewards share: processes that score groups while others still generate, and where the time goes."""
+"""What modules with rewards share: scoring while others still generate, how rewards did, and where the time goes."""
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_reason.findings import NONFINITE
 from lit_reason.modules.base import Reasoner
+from lit_reason.reward import WeightedReward
 from lit_reason.scoring import Scorer
+from lit_reason.scoring_group import Tally
 from lit_reason.task import Task
 from lit_reason.types import Rollout
 
@@ -14,9 +18,11 @@ class Rewarded(Reasoner):
     """A policy that learns from rewards.
 
     Attributes:
+        rewards: what judges; subclasses build them.
         scorer: scores rollouts, in this process or in workers; subclasses make it.
     """
 
+    rewards: list[WeightedReward]
     scorer: Scorer
 
     def configure_callbacks(self) -> list[Callback]:
@@ -26,6 +32,31 @@ class Rewarded(Reasoner):
         """Have a group scored; not in validation, where the task alone judges."""
         if self.training:
             self.scorer.submit(group)
+
+    def log_judging(self) -> None:
+        """Log how each reward did since this was last called, on all ranks together; each of them must call it.
+
+        As `train/reward/<name>/…`: `seconds` spent judging, over all processes and rows; `seconds_per_item`, where an
+        item is a rollout, or a group for rewards that judge groups; `cached`, for rewards with a `cache_key`, the share
+        of rows that got the judgement of another row; and by status the share of rows that have it, from the phase on
+        in which it first appeared: `timeout` where the deadline passed, `failed` and `nonfinite` where the row was left
+        out for it, and whatever the reward itself says. A reward that has only ever said "ok" has no statuses.
+        As `train/nonfinite/<name>` and `train/failures/<name>`, where such rows are left out: their number.
+        """
+        everyone: list[dict[str, Tally]] = [self.scorer.take()]
+        if self.trainer.world_size > 1:
+            mine, everyone = everyone[0], [{}] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine)  # ranks have seen different statuses
+        for weighted in self.rewards:
+            name, tally = weighted.name, Tally()
+            for tallies in everyone:
+                tally.add(tallies[name])
+            figures = {f"reward/{name}/{figure}": value for figure, value in tally.figures(weighted).items()}
+            if self.scorer.nonfinite == "mask":
+                figures[f"nonfinite/{name}"] = float(tally.statuses[NONFINITE])
+            if self.scorer.failures == "exclude":
+                figures[f"failures/{name}"] = float(tally.failures)
+            self.log_dict({f"train/{figure}": value for figure, value in figures.items()}, batch_size=1)
 
     def log_seconds(self, *, rollout: float, reward: float, update: float) -> None:
         """Log where the time of a phase went, as the mean over ranks.
