@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from math_verify import parse, verify
@@ -74,6 +74,12 @@ def quick_grade(gold: str, answer: str | None, *, float_rounding: int = 6, stric
         case False:
             return Judgement(value=0.0, status="wrong")
     return None
+
+
+@cache
+def warm_up() -> None:
+    """Let math-verify's parser learn its grammar and sympy import what it does late, once a process: a second or so."""
+    grade("x^2 + 1", "\\sin x")
 
 
 def _content(text: str) -> str:

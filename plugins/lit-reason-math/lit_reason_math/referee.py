@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_reason.tasks.judging import serve
-from lit_reason_math.grading import grade
+from lit_reason_math.grading import grade, warm_up
 
 
 def _score(gold: str, answer: str) -> float:
@@ -11,5 +11,5 @@ def _score(gold: str, answer: str) -> float:
 
 
 if __name__ == "__main__":
-    grade("x^2 + 1", "\\sin x")  # the parser learns its grammar while it reads, before the first answer's time begins
+    warm_up()  # before the first answer's time begins
     serve(_score)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lit_reason.answer import extract_answer
 from lit_reason.reward import Judgement, Reward
 from lit_reason.types import Rollout, UserError
-from lit_reason_math.grading import grade, quick_grade
+from lit_reason_math.grading import grade, quick_grade, warm_up
 
 
 class Math(Reward):
@@ -37,6 +39,11 @@ class Math(Reward):
         self.deadline = timeout
         self.float_rounding = float_rounding
         self.strict = strict
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has arrived in a worker, where the deadline of its first answer should not pay for late imports."""
+        self.__dict__.update(state)
+        warm_up()
 
     def score(self, rollout: Rollout) -> Judgement:
         gold, answer = self.cache_key(rollout)

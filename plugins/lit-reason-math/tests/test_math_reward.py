@@ -84,7 +84,7 @@ def test_hostile_text_is_bounded_in_time_and_memory_and_the_pool_is_whole_afterw
     groups += [rollouts(text, ["<answer> 5 </answer>"] * 8, len(groups) + n) for n, text in enumerate(HOSTILE)]
     groups.append(rollouts("\\sin 2x", ["<answer> 2 \\sin x \\cos x </answer>"] * 8, len(groups)))
     everything = [rollout for group in groups for rollout in group]
-    scorer = Scorer([WeightedReward(name="math", weight=1.0, reward=Math(timeout=1.0))], workers=2)
+    scorer = Scorer([WeightedReward(name="math", weight=1.0, reward=Math(timeout=1.5))], workers=2)
     found: dict[str, list[float | None]] = {}
 
     def score(name: str) -> None:
