@@ -100,7 +100,7 @@ class Dataset(Task):
     def score(self, problem: Problem, answer: str | None) -> float:
         return same_answer(problem, answer)
 
-    def problem(self, part: _Part, index: int) -> Problem:
+    def problem(self, part: Part, index: int) -> Problem:
         """The problem in row `index` of a part of the data."""
         row = part.rows[index]
         example = part.columns.example(row)
@@ -148,12 +148,12 @@ class Dataset(Task):
             "validation": _Problems(self, source, held_out),
         }
 
-    def _part(self, split: str) -> _Part:
+    def _part(self, split: str) -> Part:
         """Read a split and sort out the rows that can be used."""
         rows = read_rows(self.path, split=split, name=self.configuration)
         count = min(len(rows), self.limit or len(rows))
         columns = recognise(rows.columns, f"'{self.path}'", self.columns)
-        part = _Part(split, rows, columns)
+        part = Part(split, rows, columns)
         rejected: Counter[str] = Counter()
         first: dict[str, str] = {}
         for index in range(count):
@@ -170,7 +170,7 @@ class Dataset(Task):
         return part
 
 
-class _Part:
+class Part:
     """The rows of a split, what their columns mean, and which can be used: (index, hash of the question)."""
 
     def __init__(self, split: str, rows: Rows, columns: Columns) -> None:
@@ -181,7 +181,7 @@ class _Part:
 class _Problems(Sequence[Problem]):
     """Some rows of a part, as problems, made when asked for."""
 
-    def __init__(self, task: Dataset, part: _Part, indices: Sequence[int]) -> None:
+    def __init__(self, task: Dataset, part: Part, indices: Sequence[int]) -> None:
         self.task, self.part, self.indices = task, part, indices
 
     def __len__(self) -> int:

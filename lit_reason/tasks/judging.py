@@ -16,6 +16,7 @@ import re
 import select
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from typing import IO, Any
@@ -117,26 +118,38 @@ TIMED = frozenset({"intermediate_integration", "polynomial_multiplication", "sim
 class Referee:
     """A child process that scores answers, one at a time; it is started when first needed, and again after a timeout.
 
+    Any thread may ask. The child lives no longer than its parent, however that ends and whatever the child is at.
+
     Args:
         deadline: seconds an answer may take; then it is wrong.
+        module: what the child runs; it calls `serve`.
     """
 
-    def __init__(self, deadline: float = 5.0) -> None:
-        self.deadline = deadline
+    def __init__(self, deadline: float = 5.0, module: str = __name__) -> None:
+        self.deadline, self.module = deadline, module
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
+        self._turn = threading.Lock()
 
-    def score(self, generator: str, answer: str, entry: dict[str, Any]) -> float:
-        """The score of an answer by the generator's own scorer; 0.0 when the deadline passes or the child dies."""
-        child = self._running()
-        assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - both are pipes
-        try:
-            child.stdin.write(pickle.dumps((generator, answer, entry)))
-            child.stdin.flush()
-            return float(_line(child.stdout, self.deadline))
-        except (OSError, ValueError, TimeoutError):
-            self.close()
-            return 0.0
+    def score(self, *question: Any) -> float:  # noqa: ANN401 - anything that can be pickled
+        """What the child's function returns for these arguments; 0.0 when the deadline passes or the child dies."""
+        self._follow_fork()
+        with self._turn:
+            child = self._running()
+            assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - both are pipes
+            try:
+                child.stdin.write(pickle.dumps(question))
+                child.stdin.flush()
+                return float(_line(child.stdout, self.deadline))
+            except (OSError, ValueError, TimeoutError):
+                self.close()
+                return 0.0
+
+    def start(self) -> None:
+        """Have the child ready before the first answer, which otherwise waits for it."""
+        self._follow_fork()
+        with self._turn:
+            self._running()
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -144,22 +157,28 @@ class Referee:
             _end(self._child, self._owner)
             self._child = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_child": None}
+    def __reduce__(self) -> tuple[type[Referee], tuple[float, str]]:
+        """A copy has a child of its own."""
+        return type(self), (self.deadline, self.module)
+
+    def _follow_fork(self) -> None:
+        """A forked worker must not read another one's scores, nor wait for its turn."""
+        if self._owner != os.getpid():
+            self._child, self._owner, self._turn = None, os.getpid(), threading.Lock()
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None or self._owner != os.getpid():
-            self._owner = os.getpid()  # a forked worker must not read another one's scores
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "lit_reason.tasks.judging"],
+        if self._child is None or self._child.poll() is not None:
+            self._child = subprocess.Popen(  # noqa: S603 - the module is named by a task, not by a person
+                [sys.executable, "-m", self.module, str(self.deadline)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the run to handle, not for its children
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # it imports what we can
             )
             weakref.finalize(self, _end, self._child, self._owner)
             assert self._child.stdout is not None
             if _line(self._child.stdout, 120) != b"ready\n":  # imports are no part of an answer's time
-                raise UserError(f"task 'reasoning_gym': the process that judges formulas cannot start {sys.executable}")
+                raise UserError(f"the process that judges formulas, {sys.executable} -m {self.module}, cannot start")
         return self._child
 
 
@@ -177,30 +196,40 @@ def _end(child: subprocess.Popen[bytes], owner: int) -> None:
             child.communicate()
 
 
-def _serve() -> None:
-    """The child: answers each pickled question with its score on a line."""
+def serve(judge: Callable[..., float]) -> None:
+    """The child of a `Referee`: answers each question on standard input with its score on a line."""
     import resource
-
-    from reasoning_gym.factory import DATASETS
+    import signal
 
     memory = 4 * 2**30  # bytes; a tower of powers stops here instead of taking the machine down
     with contextlib.suppress(OSError, ValueError):  # not every system limits memory; the deadline holds on all
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    deadline = float(sys.argv[1])
     out = sys.stdout
     sys.stdout = sys.stderr  # whatever a scorer prints is no score
     print("ready", file=out, flush=True)
     while True:
         try:
-            generator, answer, entry = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent wrote it
+            question = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent wrote it
         except EOFError:
             return
-        dataset_class, config_class = DATASETS[generator]
+        signal.setitimer(signal.ITIMER_REAL, deadline + 5)  # ends this process, should the parent have gone
         try:
-            score = float(dataset_class(config=config_class()).score_answer(answer, entry))
+            score = float(judge(*question))
         except Exception:  # noqa: BLE001 - whatever an answer does to a scorer, it is wrong
             score = 0.0
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(score, file=out, flush=True)
 
 
+def _by_generator(generator: str, answer: str, entry: dict[str, Any]) -> float:
+    from reasoning_gym.factory import DATASETS
+
+    dataset_class, config_class = DATASETS[generator]
+    return float(dataset_class(config=config_class()).score_answer(answer, entry))
+
+
 if __name__ == "__main__":
-    _serve()
+    import reasoning_gym.factory  # noqa: F401 - before the first answer's time begins
+
+    serve(_by_generator)
