@@ -100,7 +100,7 @@ class Dataset(Task):
     def score(self, problem: Problem, answer: str | None) -> float:
         return same_answer(problem, answer)
 
-    def problem(self, part: _Part, index: int) -> Problem:
+    def problem(self, part: Part, index: int) -> Problem:
         """The problem in row `index` of a part of the data."""
         row = part.rows[index]
         example = part.columns.example(row)
@@ -119,6 +119,10 @@ class Dataset(Task):
             metadata={column: value for column, value in row.items() if column not in used},
             scorer=same_answer,
         )
+
+    def recognise(self, rows: Rows) -> Columns:
+        """What the columns of a split mean; for subclasses that know other columns."""
+        return recognise(rows.columns, f"'{self.path}'", self.columns)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the data, which the other process reads for itself."""
@@ -148,12 +152,12 @@ class Dataset(Task):
             "validation": _Problems(self, source, held_out),
         }
 
-    def _part(self, split: str) -> _Part:
+    def _part(self, split: str) -> Part:
         """Read a split and sort out the rows that can be used."""
         rows = read_rows(self.path, split=split, name=self.configuration)
         count = min(len(rows), self.limit or len(rows))
-        columns = recognise(rows.columns, f"'{self.path}'", self.columns)
-        part = _Part(split, rows, columns)
+        columns = self.recognise(rows)
+        part = Part(split, rows, columns)
         rejected: Counter[str] = Counter()
         first: dict[str, str] = {}
         for index in range(count):
@@ -170,7 +174,7 @@ class Dataset(Task):
         return part
 
 
-class _Part:
+class Part:
     """The rows of a split, what their columns mean, and which can be used: (index, hash of the question)."""
 
     def __init__(self, split: str, rows: Rows, columns: Columns) -> None:
@@ -181,7 +185,7 @@ class _Part:
 class _Problems(Sequence[Problem]):
     """Some rows of a part, as problems, made when asked for."""
 
-    def __init__(self, task: Dataset, part: _Part, indices: Sequence[int]) -> None:
+    def __init__(self, task: Dataset, part: Part, indices: Sequence[int]) -> None:
         self.task, self.part, self.indices = task, part, indices
 
     def __len__(self) -> int:

@@ -81,7 +81,10 @@ class Judge:
     def _stand_in(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the tests say
             trees = [wire.encode(value) for value in arguments], {k: wire.encode(v) for k, v in named.items()}
-            if '{"other":' in (body := json.dumps(trees, separators=(",", ":"))):
+            body = json.dumps(trees, separators=(",", ":"))
+            if '{"other":"Opaque"}' in body:  # a result of the program, not the tests' fault
+                raise TypeError("no plain data")
+            if '{"other":' in body:
                 raise Unsupported(f"an argument of {name} is no plain data: {body[:100]}")
             try:
                 wire.write(self.requests, wire.frame([name, *trees]))
