@@ -1,20 +1,19 @@
-"""Stage 3: rewards judge rollouts, by name; their weighted sum is the rollout's reward."""
+"""Stage 3: rewards judge rollouts, by name; their weighted sum is the rollout's reward. How is `scoring.py`'s part."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-import threading
-import traceback
+import re
 from collections import Counter
 from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal
 
 from lit_reason.plugins import RewardRef
 from lit_reason.types import Rollout, UserError
+
+FIGURES = frozenset({"seconds", "seconds_per_item", "cached"})
+"""What is logged of every reward beside its statuses, which therefore cannot be called so."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -23,11 +22,21 @@ class Judgement:
 
     Attributes:
         value: the reward, finite; None leaves the row out, as if the reward did not apply to it.
-        status: one short word, such as "ok", "wrong" or "unparseable_gold"; the share of rows with each is logged.
+        status: a short word of small letters, digits and underscores, such as "ok", "wrong" or "unparseable_gold"; the
+            share of rows with each is logged.
+
+    Raises:
+        ValueError: the status is no such word, or the name of a figure that is logged anyway.
     """
 
     value: float | None
     status: str = "ok"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.status, str) or not re.fullmatch(r"[a-z0-9_]{1,32}", self.status):
+            raise ValueError(f"status must be a short word such as 'wrong', got {str(self.status)[:80]!r}")
+        if self.status in FIGURES:
+            raise ValueError(f"status cannot be {self.status!r}, which is logged of every reward")
 
 
 Verdict = float | Judgement | None
@@ -50,8 +59,8 @@ class Reward:
             item becomes `Judgement(value=on_timeout, status="timeout")`. None never ends, and may run in the process
             that trains.
         on_timeout: the reward of an item that was not judged in time; None leaves its rows out.
-        memory_mb: MiB of address space that judging may take beyond what the worker has when it starts; a reward with a
-            bound is judged in worker processes. None is no bound. Linux only, elsewhere there is none.
+        memory_mb: MiB of address space that judging an item may take beyond what the worker holds when it begins with
+            it; such items too are judged in worker processes. None is no bound. On Linux; elsewhere there is none.
     """
 
     deadline: float | None = None
@@ -91,116 +100,51 @@ class WeightedReward:
     weight: float
     reward: Reward
 
+    def __post_init__(self) -> None:
+        deadline, on_timeout, memory_mb = self.reward.deadline, self.reward.on_timeout, self.reward.memory_mb
+        for option, good, expected in (
+            ("deadline", deadline is None or _above_zero(deadline), "seconds above 0, or None for no end"),
+            ("on_timeout", on_timeout is None or math.isfinite(on_timeout), "a finite number or None"),
+            ("memory_mb", memory_mb is None or _above_zero(memory_mb), "MiB above 0, or None for no bound"),
+        ):
+            if not good:
+                raise UserError(
+                    f"reward '{self.name}': {option} must be {expected}, got {getattr(self.reward, option)}"
+                )
 
-def score_rollouts(
-    rollouts: Sequence[Rollout],
-    rewards: Sequence[WeightedReward],
-    nonfinite: Literal["error", "mask"] = "error",
-    statuses: Counter[tuple[str, str]] | None = None,
-) -> Counter[str]:
-    """Fill `rewards` and `reward` of every rollout, group by group.
+    @property
+    def grouped(self) -> bool:
+        """Whether it judges whole groups."""
+        return type(self.reward).score_group is not Reward.score_group
 
-    Args:
-        rollouts: rollouts of one group must carry the same `group` number, in any order.
-        rewards: what judges them; a rollout's reward is the weighted sum of those not None, or None when all are.
-        nonfinite: what NaN or an infinity does: stop with an error, or turn into None and be counted.
-        statuses: where rows are counted by (name of the reward, status).
+    @property
+    def asynchronous(self) -> bool:
+        """Whether judging waits for something else, so that many items can wait at once."""
+        return inspect.iscoroutinefunction(self.reward.score_group if self.grouped else self.reward.score)
 
-    Returns:
-        How many values of each reward were masked for not being finite.
-
-    Raises:
-        UserError: a reward raised, returned something that is no number, or the wrong number of values.
-    """
-    groups: dict[int, list[Rollout]] = {}
-    for rollout in rollouts:
-        groups.setdefault(rollout.group, []).append(rollout)
-        rollout.rewards = {}
-    masked: Counter[str] = Counter()
-    for weighted in rewards:
-        for group in groups.values():
-            for rollout, judgement in zip(group, _judge(weighted, group), strict=True):
-                value = judgement.value
-                if statuses is not None:
-                    statuses[weighted.name, judgement.status] += 1
-                if value is not None and not math.isfinite(value):
-                    if nonfinite == "error":
-                        raise UserError(
-                            f"reward '{weighted.name}' returned {value} for problem '{rollout.problem.id}'; expected a "
-                            "finite number or None. Mend the reward, or set nonfinite: mask to leave such rows out"
-                        )
-                    masked[weighted.name] += 1
-                    value = None  # from here on it is like any reward that does not apply
-                rollout.rewards[weighted.name] = value
-    for rollout in rollouts:
-        parts = [w.weight * v for w in rewards if (v := rollout.rewards[w.name]) is not None]
-        rollout.reward = math.fsum(parts) if parts else None
-    return masked
+    @property
+    def isolated(self) -> bool:
+        """Whether it must be judged in a process that can be ended."""
+        return self.reward.deadline is not None or self.reward.memory_mb is not None
 
 
-def _judge(weighted: WeightedReward, group: list[Rollout]) -> list[Judgement]:
-    """One reward on one group, its answer checked."""
-    name = weighted.name
-    try:
-        # one more than expected is enough to see that there are too many, also of an endless generator
-        values = list(islice(_settled(weighted.reward.score_group(tuple(group))), len(group) + 1))
-        values = [_settled(value) for value in values]
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}, line {frame.lineno}"
-        raise UserError(f"reward '{name}' raised {type(error).__name__}: {error} ({where})") from error
-    if len(values) != len(group):
-        raise UserError(
-            f"reward '{name}' returned {len(values)} values for {len(group)} completions; expected one each"
-        )
-    checked: list[Judgement] = []
-    for given in values:
-        value, status = (given.value, given.status) if isinstance(given, Judgement) else (given, "ok")
-        try:
-            if isinstance(value, str | bytes):
-                raise TypeError("text is no number")  # noqa: TRY301 - though float() would read it as one
-            checked.append(Judgement(value=None if value is None else float(value), status=status))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"reward '{name}' returned {value!r} of type {type(value).__name__}; expected a number or None"
-            ) from error
-    return checked
-
-
-def _settled(answer: Any) -> Any:  # noqa: ANN401 - whatever a reward returns
-    """What an awaitable comes to, in an event loop in a thread of its own; anything else as it is."""
-    if not inspect.isawaitable(answer):
-        return answer
-    results: list[Any] = []
-    errors: list[BaseException] = []
-
-    async def wait() -> None:
-        try:
-            results.append(await answer)
-        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
-            errors.append(error)
-
-    thread = threading.Thread(target=lambda: asyncio.run(wait()))
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+def _above_zero(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
 def weighted_rewards(references: Sequence[RewardRef]) -> list[WeightedReward]:
     """Build the rewards a configuration names.
 
     Raises:
-        UserError: there is none, two share a name, or one cannot be built.
+        UserError: there is none, none has a weight, two share a name, or one cannot be built.
     """
     built = [
         WeightedReward(name=ref.name, weight=ref.weight, reward=ref.build()) for ref in map(RewardRef.of, references)
     ]
     if not built:
         raise UserError("rewards is empty: name at least one, such as 'accuracy'")
+    if not any(w.weight for w in built):
+        raise UserError("rewards all have weight 0, as metrics have: give one that is to be learnt from another weight")
     twice = [name for name, count in Counter(w.name for w in built).items() if count > 1]
     if twice:
         raise UserError(f"rewards names '{twice[0]}' more than once; each reward may appear once, with its weight")

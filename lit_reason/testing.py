@@ -21,11 +21,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lit_reason.tiny import tiny_policy
-from lit_reason.types import FinishReason, LossInputs, Problem, Rollout
+from lit_reason.types import FinishReason, LossInputs, Problem, Rollout, UserError
 
 if TYPE_CHECKING:
     from lit_reason.loss import Loss
     from lit_reason.reward import Reward
+    from lit_reason.scoring import Scorer
     from lit_reason.task import Split, Task
 
 __all__ = ["HOSTILE", "check_loss", "check_reward", "check_task", "loss_inputs", "sample_rollouts", "tiny_policy"]
@@ -244,8 +245,10 @@ def sample_rollouts(
 def check_reward(reward: Reward, *, rollouts: Sequence[Rollout] | None = None) -> None:
     """Check that a reward keeps the promises of `lit_reason.Reward`.
 
-    One finite number or None for each rollout, whatever the text; the same when asked again; a reward that looks at
-    one rollout does not depend on its neighbours; rollouts are left as they were; it can be sent to another process.
+    One finite number, `Judgement` or None for each rollout, whatever the text; the same when asked again; a reward that
+    looks at one rollout does not depend on its neighbours; what rollouts hold is left as it was; it can be sent to
+    another process. The reward is run as training runs it: in an event loop if it is async, and in a worker process if
+    it has a `deadline` or `memory_mb`; its deadline then bounds its time, and passing it is no fault.
 
     Args:
         reward: what to check.
@@ -254,40 +257,50 @@ def check_reward(reward: Reward, *, rollouts: Sequence[Rollout] | None = None) -
     Raises:
         AssertionError: lists all that is wrong.
     """
+    from lit_reason.reward import WeightedReward
+    from lit_reason.scoring import Scorer
+
     complain = _Complaints(reward)
     groups = [sample_rollouts(), sample_rollouts(WORKED, finish_reason="length"), sample_rollouts(WORKED[:1])]
     groups += [list(rollouts)] if rollouts is not None else []
-    for group in groups:
-        _check_group(reward, group, complain)
-    for text in HOSTILE:
-        start = time.perf_counter()
-        _check_group(reward, sample_rollouts([text, WORKED[0]]), complain)
-        _check_seconds(start, _short(text), complain)
+    scorer = complain.attempt(
+        "the reward", lambda: Scorer([WeightedReward(name=complain.subject, weight=1.0, reward=reward)])
+    )
+    if scorer is not None:
+        try:
+            for group in groups:
+                _check_group(scorer, group, complain)
+            for text in HOSTILE:
+                start = time.perf_counter()
+                _check_group(scorer, sample_rollouts([text, WORKED[0]]), complain)
+                if reward.deadline is None:
+                    _check_seconds(start, _short(text), complain)
+        finally:
+            scorer.close()
     complain.attempt("pickling the reward", lambda: pickle.dumps(reward))
     complain.settle()
 
 
-def _check_group(reward: Reward, group: list[Rollout], complain: _Complaints) -> None:
-    from lit_reason.reward import Reward
+def _check_group(scorer: Scorer, group: list[Rollout], complain: _Complaints) -> None:
+    def judged(rows: list[Rollout]) -> list[float | None]:
+        asked = [copy.copy(row) for row in rows]
+        scorer.collect(asked)
+        return [rollout.reward for rollout in asked]
 
     shown = _short(group[0].text)
     before = [_snapshot(rollout) for rollout in group]
-    judge: Callable[[Sequence[Rollout]], Any] = reward.score_group
-    values = complain.attempt(f"the completion {shown}", lambda: list(judge(group)))
-    if values is None:
+    try:
+        values, again = judged(group), judged(group)
+        backwards = values[::-1] if scorer.rewards[0].grouped else judged(group[::-1])
+    except UserError as error:
+        complain(f"the completion {shown}: {error}")
         return
-    if len(values) != len(group):
-        complain(f"score_group gave {len(values)} values for {len(group)} rollouts, expected one each")
-        return
-    for value in values:
-        if value is not None and not _is_number(value):
-            complain(f"the completion {shown} got {value!r}, expected a finite number or None")
-    if list(judge(group)) != values:
+    if again != values:
         complain(f"the completion {shown} got another reward the second time")
-    if type(reward).score_group is Reward.score_group and [reward.score(r) for r in reversed(group)] != values[::-1]:
+    if backwards != values[::-1]:
         complain(f"the completion {shown} got another reward in another order")
     if [_snapshot(rollout) for rollout in group] != before:
-        complain(f"the rollout of {shown} was changed; a reward only looks")
+        complain(f"what the rollout of {shown} holds was changed; a reward only looks")
 
 
 def _snapshot(rollout: Rollout) -> tuple[Any, ...]:

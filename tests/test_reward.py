@@ -2,13 +2,13 @@
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from lit_reason.reward import Judgement, Reward, WeightedReward, score_rollouts, weighted_rewards
+from lit_reason.reward import Judgement, Reward, WeightedReward, weighted_rewards
+from lit_reason.scoring import Scorer, Tally
 from lit_reason.types import Problem, Rollout, UserError
 
 
@@ -50,9 +50,18 @@ def named(name: str, reward: Reward, weight: float = 1.0) -> WeightedReward:
     return WeightedReward(name=name, weight=weight, reward=reward)
 
 
+def score(rows: list[Rollout], rewards: list[WeightedReward], **options: str) -> dict[str, Tally]:
+    scorer = Scorer(rewards, **options)
+    try:
+        scorer.collect(rows)
+    finally:
+        scorer.close()
+    return scorer.take()
+
+
 def test_reward_is_the_weighted_sum_by_name() -> None:
     rows = rollouts([0, 0])
-    score_rollouts(rows, [named("a", Fixed(lambda r: 1.0), 0.85), named("b", Fixed(lambda r: float(r.text)), 0.15)])
+    score(rows, [named("a", Fixed(lambda r: 1.0), 0.85), named("b", Fixed(lambda r: float(r.text)), 0.15)])
     assert rows[1].rewards == {"a": 1.0, "b": 1.0}
     assert [r.reward for r in rows] == pytest.approx([0.85, 1.0])
 
@@ -60,13 +69,13 @@ def test_reward_is_the_weighted_sum_by_name() -> None:
 def test_none_is_left_out_of_the_sum_and_all_none_leaves_the_row_out() -> None:
     rows = rollouts([0, 0])
     some = Fixed(lambda r: None if r.text == "0" else 2.0)
-    score_rollouts(rows, [named("some", some), named("never", Fixed(lambda r: None))])
+    score(rows, [named("some", some), named("never", Fixed(lambda r: None))])
     assert [r.reward for r in rows] == [None, 2.0]
 
 
 def test_group_rewards_see_one_group_whatever_the_order() -> None:
     rows = rollouts([0, 1, 0, 1, 1])
-    score_rollouts(rows, [named("rank", Rank())])
+    score(rows, [named("rank", Rank())])
     assert [r.reward for r in rows] == [0.0, 0.0, 1.0, 1.0, 2.0]
 
 
@@ -74,9 +83,9 @@ def test_group_rewards_see_one_group_whatever_the_order() -> None:
 def test_nonfinite_rewards_are_an_error_or_masked_and_counted(value: float) -> None:
     bad = named("shaky", Fixed(lambda r: value if r.text == "1" else 1.0))
     with pytest.raises(UserError, match=r"reward 'shaky' returned .* for problem 'p0'"):
-        score_rollouts(rollouts([0, 0]), [bad])
+        score(rollouts([0, 0]), [bad])
     rows = rollouts([0, 0])
-    assert score_rollouts(rows, [bad], "mask") == {"shaky": 1}
+    assert score(rows, [bad], nonfinite="mask")["shaky"].statuses == {"ok": 1, "nonfinite": 1}
     assert [r.reward for r in rows] == [1.0, None]
 
 
@@ -91,7 +100,7 @@ def test_nonfinite_rewards_are_an_error_or_masked_and_counted(value: float) -> N
 )
 def test_rewards_that_misbehave_are_named_in_one_line(reward: Reward, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        score_rollouts(rollouts([0, 0]), [named("odd", reward)])
+        score(rollouts([0, 0]), [named("odd", reward)])
     assert "reward 'odd'" in str(caught.value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -99,7 +108,7 @@ def test_rewards_that_misbehave_are_named_in_one_line(reward: Reward, words: str
 
 def test_a_raising_reward_says_where() -> None:
     with pytest.raises(UserError, match=r"test_reward\.py, line \d+"):
-        score_rollouts(rollouts([0]), [named("odd", Fixed(lambda r: 1 / 0))])
+        score(rollouts([0]), [named("odd", Fixed(lambda r: 1 / 0))])
 
 
 def test_rewards_of_a_configuration_need_a_name_each() -> None:
@@ -129,7 +138,7 @@ class SlowRank(Rank):
 
 def test_rewards_may_be_async_and_say_how_they_judged() -> None:
     rows = rollouts([0, 0, 0])
-    statuses: Counter[tuple[str, str]] = Counter()
-    score_rollouts(rows, [named("slow", Slow()), named("rank", SlowRank())], statuses=statuses)
+    tallies = score(rows, [named("slow", Slow()), named("rank", SlowRank())])
     assert [r.rewards for r in rows] == [{"slow": v, "rank": i} for i, v in enumerate((None, 0.5, 0.5))]
-    assert statuses == {("slow", "ok"): 1, ("slow", "half"): 2, ("rank", "ok"): 3}
+    assert tallies["slow"].statuses == {"ok": 1, "half": 2}
+    assert tallies["rank"].statuses == {"ok": 3}

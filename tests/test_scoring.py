@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lit_reason import GRPO, PolicyOptions, Problem, Rollout, Sampling
 from lit_reason.policy import Policy
-from lit_reason.reward import Reward, WeightedReward, score_rollouts, weighted_rewards
+from lit_reason.reward import Reward, WeightedReward, weighted_rewards
 from lit_reason.rollout import Completion, Engine, Request, roll_out
 from lit_reason.scoring import Scorer
 from lit_reason.tasks.reasoning_gym import ReasoningGym
@@ -95,11 +95,11 @@ def test_every_reward_says_the_same_in_a_worker(scorer, workers) -> None:
         ]
     )
     expected, actual, unsubmitted = (rollouts(problems, texts) for _ in range(3))
-    score_rollouts(expected, rewards)
+    Scorer(rewards).collect(expected)
     pool = scorer(rewards, workers)
     for group in groups(actual)[::-1]:
         pool.submit(group)
-    assert pool.collect(actual) == {}
+    pool.collect(actual)
     pool.collect(unsubmitted)
     assert len({r.rewards["accuracy"] for r in expected}) > 1
     for mine, theirs, late in zip(expected, actual, unsubmitted, strict=True):
@@ -115,7 +115,7 @@ def test_errors_are_the_same_to_the_letter_and_come_in_the_same_order(scorer, ac
     rewards = named(At("z", "raise"), At("b1" if earlier else "z", "text"), At("a", act))
     rows = [*rollouts(plain(2), ("a", "b0")), *rollouts(plain(3), ("x", "b1"))[4:]]
     with pytest.raises(UserError) as here:
-        score_rollouts(copy.copy(rows), rewards)
+        Scorer(rewards).collect(copy.copy(rows))
     pool = scorer(rewards, 2)
     for group in groups(rows):
         pool.submit(group)
@@ -128,7 +128,10 @@ def test_masked_values_are_counted(scorer) -> None:
     rewards = named(At("a", "nan"), At("z", "nan"))
     expected, actual = rollouts(plain(3)), rollouts(plain(3))
     pool = scorer(rewards, 2, "mask")
-    assert pool.collect(actual) == score_rollouts(expected, rewards, "mask") == {"r0": 3}
+    here = Scorer(rewards, nonfinite="mask")
+    here.collect(expected)
+    pool.collect(actual)
+    assert pool.take()["r0"].statuses == here.take()["r0"].statuses == {"ok": 3, "nonfinite": 3}
     assert [r.rewards for r in actual] == [r.rewards for r in expected]
 
 
@@ -209,7 +212,7 @@ def test_what_cannot_be_sent_is_named_before_anything_starts(scorer) -> None:
         Scorer(weighted_rewards(["format"]), workers=-1)
     pool = scorer(weighted_rewards(["accuracy"]))
     with pytest.raises(UserError, match=r"problem 'odd' cannot be sent .*reward_workers: 0"):
-        pool.submit(rollouts([Problem(prompt=[], id="odd", scorer=lambda problem, answer: 1.0)]))
+        pool.collect(rollouts([Problem(prompt=[], id="odd", scorer=lambda problem, answer: 1.0)]))
 
 
 def test_a_worker_that_cannot_start_says_why(scorer) -> None:

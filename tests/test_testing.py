@@ -1,5 +1,6 @@
 """The conformance kit passes what is sound and names what is not."""
 
+import asyncio
 import random
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from lit_reason.loss import Loss, PolicyLoss
 from lit_reason.losses.bnpo import BNPO
 from lit_reason.losses.cross_entropy import CrossEntropy
 from lit_reason.losses.dapo import DAPO
-from lit_reason.reward import Reward
+from lit_reason.reward import Judgement, Reward
 from lit_reason.rewards.accuracy import Accuracy
 from lit_reason.rewards.format import Format
 from lit_reason.task import Task
@@ -200,7 +201,7 @@ class Remembers(Reward):
 
 class Meddles(Reward):
     def score(self, rollout: Rollout) -> float:
-        rollout.text = rollout.text.strip()
+        rollout.problem.metadata["seen"] = True
         return 1.0
 
 
@@ -225,6 +226,29 @@ class WithLambda(Reward):
         return float(self.rule(rollout.text))
 
 
+class Patient(Reward):
+    """Waits for something else, and says how it judged."""
+
+    async def score(self, rollout: Rollout) -> Judgement:
+        await asyncio.sleep(0)
+        return Judgement(value=0.5, status="half")
+
+
+class Hurried(Reward):
+    """Never ends on one of the texts."""
+
+    deadline = 0.2
+
+    def score(self, rollout: Rollout) -> float:
+        while rollout.text == "nan":
+            pass
+        return 1.0
+
+
+class HurriedInVain(Hurried):
+    deadline = 0.0
+
+
 class ShortestOfGroup(Reward):
     """A sound reward that compares the completions of a problem."""
 
@@ -233,7 +257,9 @@ class ShortestOfGroup(Reward):
         return [float(r.length == shortest) if r.finish_reason == "stop" else None for r in rollouts]
 
 
-@pytest.mark.parametrize("reward", [Accuracy(), Format(), Format(strict=False), ShortestOfGroup()])
+@pytest.mark.parametrize(
+    "reward", [Accuracy(), Format(), Format(strict=False), ShortestOfGroup(), Patient(), Hurried()]
+)
 def test_sound_rewards_pass(reward: Reward) -> None:
     check_reward(reward)
 
@@ -241,13 +267,14 @@ def test_sound_rewards_pass(reward: Reward) -> None:
 @pytest.mark.parametrize(
     ("reward", "complaint"),
     [
-        (NotANumber, "got nan, expected a finite number or None"),
-        (TooFew, "score_group gave 1 values for 4 rollouts, expected one each"),
+        (NotANumber, "returned nan for problem 'sum-0'; expected a finite number or None"),
+        (TooFew, "returned 1 values for 4 completions; expected one each"),
         (Raises, "raised IndexError: list index out of range"),
         (Fickle, "got another reward the second time"),
         (Remembers, "got another reward in another order"),
         (Meddles, "was changed; a reward only looks"),
         (Unfinished, "implements neither 'score' nor 'score_group'"),
+        (HurriedInVain, "reward 'HurriedInVain': deadline must be seconds above 0, or None for no end, got 0.0"),
         (WithLambda, "pickling the reward raised"),
     ],
 )

@@ -129,9 +129,7 @@ class GRPO(Rewarded):
 
     def score(self, rollouts: list[Rollout]) -> list[Rollout]:
         """Every reward by name, and their weighted sum."""
-        masked = self.scorer.collect(rollouts)
-        if self.nonfinite == "mask":
-            self.log_phase({}, {f"nonfinite/{w.name}": float(masked[w.name]) for w in self.rewards})
+        self.scorer.collect(rollouts)
         return rollouts
 
     def credit(self, rollouts: list[Rollout]) -> list[Rollout]:

@@ -1,0 +1,156 @@
+"""One item judged: a reward is called, and its answer checked. Whatever goes wrong becomes data."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import time
+import traceback
+from collections.abc import Coroutine, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from lit_reason.registry import cause
+from lit_reason.reward import Judgement, WeightedReward
+from lit_reason.types import Rollout, UserError
+
+TIMEOUT, FAILED, NONFINITE = "timeout", "failed", "nonfinite"
+"""Statuses of items that ended without a judgement that could be kept."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Finding:
+    """What came of judging one rollout.
+
+    Attributes:
+        judgement: what the reward said; a row left out where it said nothing that can be used.
+        error: what went wrong, as one line; None when nothing did.
+        fatal: whether the error stops the run even where failures are excluded.
+        seconds: spent on it; a group's are shared out to its rollouts.
+    """
+
+    judgement: Judgement
+    error: str | None = None
+    fatal: bool = False
+    seconds: float = 0.0
+
+    @property
+    def lasting(self) -> bool:
+        """Whether judging again would give the same."""
+        return self.error is None and self.judgement.status not in {TIMEOUT, FAILED, NONFINITE}
+
+
+def failure(error: str, *, fatal: bool = False, seconds: float = 0.0) -> Finding:
+    """A row that could not be judged."""
+    return Finding(judgement=Judgement(value=None, status=FAILED), error=error, fatal=fatal, seconds=seconds)
+
+
+Answer = list[Finding] | Coroutine[Any, Any, list[Finding]]
+
+
+def judge(weighted: WeightedReward, rollouts: Sequence[Rollout]) -> Answer:
+    """Findings of one item, of one rollout or of a group if the reward judges groups; or something that awaits them."""
+    start = time.perf_counter()
+    try:
+        if not weighted.grouped:
+            given: Any = [weighted.reward.score(rollouts[0])]
+        else:
+            given = weighted.reward.score_group(tuple(rollouts))
+        if not inspect.isawaitable(given):
+            given = _values(given, rollouts)
+        if inspect.isawaitable(given) or any(map(inspect.isawaitable, given)):
+            return _awaited(weighted, rollouts, given, start)
+        return _checked(weighted, rollouts, given, start)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a reward raises
+        return _raised(weighted, rollouts, error, start)
+
+
+async def _awaited(weighted: WeightedReward, rollouts: Sequence[Rollout], given: Any, start: float) -> list[Finding]:  # noqa: ANN401 - whatever a reward returns
+    try:
+        values = _values(await given, rollouts) if inspect.isawaitable(given) else given
+        values = await asyncio.gather(*(value if inspect.isawaitable(value) else _itself(value) for value in values))
+        return _checked(weighted, rollouts, values, start)
+    except (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - its own doing
+        return _raised(weighted, rollouts, error, start)
+
+
+async def _itself(value: Any) -> Any:  # noqa: ANN401 - as above
+    return value
+
+
+def quick(weighted: WeightedReward, rollout: Rollout) -> Finding | None:
+    """What a reward can say of a rollout at once; None when that is nothing."""
+    start = time.perf_counter()
+    try:
+        judgement = weighted.reward.quick(rollout)
+        return None if judgement is None else _checked(weighted, [rollout], [judgement], start)[0]
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+        return _raised(weighted, [rollout], error, start)[0]
+
+
+def cache_key(weighted: WeightedReward, rollout: Rollout) -> Hashable | Finding:
+    """What the judgement of a rollout is remembered by, None for not at all; a finding when that goes wrong."""
+    start = time.perf_counter()
+    try:
+        key = weighted.reward.cache_key(rollout)
+        hash(key)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+        return _raised(weighted, [rollout], error, start)[0]
+    return key
+
+
+def _values(given: Any, rollouts: Sequence[Rollout]) -> list[Any]:  # noqa: ANN401 - as above
+    """One more than expected is enough to see that there are too many, also of an endless generator."""
+    return list(islice(given, len(rollouts) + 1))
+
+
+def _checked(
+    weighted: WeightedReward, rollouts: Sequence[Rollout], values: Sequence[Any], start: float
+) -> list[Finding]:
+    seconds = (time.perf_counter() - start) / len(rollouts)
+    if len(values) == len(rollouts):
+        return [_finding(weighted.name, r, v, seconds) for r, v in zip(rollouts, values, strict=True)]
+    error = f"returned {len(values)} values for {len(rollouts)} completions; expected one each"
+    return [failure(f"reward '{weighted.name}' {error}", seconds=seconds)] * len(rollouts)
+
+
+def _finding(name: str, rollout: Rollout, given: Any, seconds: float) -> Finding:  # noqa: ANN401 - as above
+    value, status = (given.value, given.status) if isinstance(given, Judgement) else (given, "ok")
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError("text is no number")  # noqa: TRY301 - though float() would read it as one
+        number = None if value is None else float(value)
+    except Exception:  # noqa: BLE001 - the value brings a `__float__` of its own
+        wrong = f"returned {_shown(value)} of type {type(value).__name__}; expected a number or None"
+        return failure(f"reward '{name}' {wrong}", seconds=seconds)
+    if number is None or math.isfinite(number):
+        return Finding(judgement=Judgement(value=number, status=status), seconds=seconds)
+    return Finding(
+        judgement=Judgement(value=None, status=NONFINITE),
+        error=f"reward '{name}' returned {number} for problem '{rollout.problem.id}'; expected a finite number or "
+        "None. Mend the reward, or set failures: exclude to leave such rows out",
+        seconds=seconds,
+    )
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - as above
+    """A value as part of one line."""
+    try:
+        return " ".join(repr(value).split())[:200]
+    except Exception:  # noqa: BLE001 - as above
+        return "a value"
+
+
+def _raised(weighted: WeightedReward, rollouts: Sequence[Rollout], error: BaseException, start: float) -> list[Finding]:
+    seconds = (time.perf_counter() - start) / len(rollouts)
+    if isinstance(error, UserError):  # it says what a person should mend
+        return [failure(str(error), fatal=True, seconds=seconds)] * len(rollouts)
+    memory = ""
+    if isinstance(error, MemoryError):
+        traceback.clear_frames(error.__traceback__)  # lets go of what filled the memory
+        memory = f", memory_mb is {weighted.reward.memory_mb}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{frame.filename}, line {frame.lineno}{memory}"
+    return [failure(f"reward '{weighted.name}' raised {cause(error)} ({where})", seconds=seconds)] * len(rollouts)
