@@ -111,7 +111,7 @@ class Sandbox:
                         self._busy.discard(process)
                         self._idle.append(process)
                     return ended
-        return Ended(output=b"", flooded=False, late=False, codes=[BROKEN], seconds=0.0)
+        return Ended(output=b"", flooded=False, late=False, codes=[BROKEN], seconds=0.0, took=0.0)
 
     def submit(self, function: Callable[[_T], _R], item: _T) -> Future[_R]:
         """Have something done, which runs programs, on a thread of the sandbox; there are as many as workers."""

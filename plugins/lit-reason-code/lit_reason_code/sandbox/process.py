@@ -51,6 +51,7 @@ class Ended:
         late: whether it was killed at the deadline.
         codes: exit code, or minus the signal, of the program and of the judge if there was one.
         seconds: of CPU, all together.
+        took: seconds by the wall's clock.
     """
 
     output: bytes
@@ -58,6 +59,7 @@ class Ended:
     late: bool
     codes: list[int]
     seconds: float
+    took: float
 
 
 class Process:
@@ -124,11 +126,11 @@ class Process:
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
-            return self._follow(output, time.monotonic() + seconds + _GRACE, limit)
+            return self._follow(output, time.monotonic(), seconds + _GRACE, limit)
         finally:
             os.close(output)
 
-    def _follow(self, output: int, deadline: float, limit: int) -> Ended:
+    def _follow(self, output: int, start: float, patience: float, limit: int) -> Ended:
         os.set_blocking(output, False)
         poll = select.poll()
         poll.register(output, select.POLLIN)
@@ -136,7 +138,7 @@ class Process:
         pieces: list[bytes] = []
         size, more = 0, True
         while True:
-            ready = dict(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
+            ready = dict(poll.poll(max(start + patience - time.monotonic(), 0) * 1000))
             if not ready:
                 raise Lost
             while more:  # before the report is read: all that the program wrote came before its end
@@ -153,7 +155,9 @@ class Process:
                         with suppress(OSError):
                             self.control.send(STOP)
             if self.control.fileno() in ready:
-                return Ended(output=b"".join(pieces)[:limit], flooded=size > limit, **self._receive(0))
+                end = self._receive(0)
+                took = time.monotonic() - start
+                return Ended(output=b"".join(pieces)[:limit], flooded=size > limit, took=took, **end)
 
     def close(self) -> None:
         """End it, and whatever it is running."""
