@@ -69,10 +69,12 @@ class Seccomp:
         threads: whether programs may start threads.
 
     Raises:
-        Unavailable: the machine's system-call numbers are not known here.
+        Unavailable: the kernel has no such filters, or the machine's system-call numbers are not known here.
     """
 
     def __init__(self, *, threads: bool) -> None:
+        if _LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, None) == 0 or ctypes.get_errno() != errno.EFAULT:
+            raise Unavailable("seccomp: no filters in this kernel, or not allowed here")
         machine = os.uname().machine
         try:
             code = seccomp_filter(machine, threads=threads)
