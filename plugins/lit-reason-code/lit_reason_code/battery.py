@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 
 from lit_reason_code.hostile import ASSERTS, CALLS, SCRIPTS
-from lit_reason_code.judging import Limits, Outcome, Tests, judge
+from lit_reason_code.judging import Limits, Outcome, Suite, judge
 from lit_reason_code.sandbox.pool import Sandbox
 from lit_reason_code.sandbox.process import Ended
 
@@ -22,9 +22,9 @@ _SECRET = "the-canary-sings"
 _VARIABLE = "LIT_REASON_CODE_CANARY"
 
 PROBLEMS = {
-    "script": (SCRIPTS, Tests(inputs=["3\n"], outputs=["7\n864209753\n40\n"])),
-    "calls": (CALLS, Tests(entry_point="f", inputs=[[3], [4]], outputs=[864209753, 975318642])),
-    "asserts": (ASSERTS, Tests(tests="assert f(3) == 864209753\nassert f(4) == 975318642")),
+    "script": (SCRIPTS, Suite(inputs=["3\n"], outputs=["7\n864209753\n40\n"])),
+    "calls": (CALLS, Suite(entry_point="f", inputs=[[3], [4]], outputs=[864209753, 975318642])),
+    "asserts": (ASSERTS, Suite(tests="assert f(3) == 864209753\nassert f(4) == 975318642")),
 }
 
 

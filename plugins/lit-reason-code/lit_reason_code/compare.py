@@ -67,7 +67,7 @@ def same_result(expected: Any, tree: Any) -> bool:  # noqa: ANN401 - data
 
 
 def _same(expected: Any, tree: Any) -> bool:  # noqa: ANN401, PLR0911 - see above; one return for each type
-    kind, content = next(iter(tree.items()), ("", None)) if isinstance(tree, dict) else ("", tree)
+    kind, content = next(iter(tree.items()), ("nothing", None)) if isinstance(tree, dict) else ("", tree)
     if isinstance(expected, list | tuple):
         if kind not in ("", "tuple") or not isinstance(content, list) or len(content) != len(expected):
             return False

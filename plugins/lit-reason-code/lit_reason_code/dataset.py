@@ -19,7 +19,7 @@ from lit_reason.tasks.columns import Columns, Example, RowError
 from lit_reason.tasks.dataset import Dataset, Part
 from lit_reason.tasks.rows import Row, Rows
 from lit_reason.types import Problem, UserError
-from lit_reason_code.judging import Tests
+from lit_reason_code.judging import Suite
 from lit_reason_code.reward import is_confined, passes
 
 _HOW = "Answer with a Python program in a ```python block between <answer> and </answer>."
@@ -31,7 +31,7 @@ class _Read:
 
     question: str
     program: str | None
-    tests: Tests
+    tests: Suite
 
 
 class CodeDataset(Dataset):
@@ -144,7 +144,7 @@ def _humaneval(row: Row) -> _Read:
     return _Read(
         question=f"Complete this Python function. Write all of it, imports included.\n\n```python\n{head.rstrip()}\n```",
         program=head + solution if isinstance(solution, str) else None,
-        tests=Tests(tests=_text(row, "test"), entry_point=_text(row, "entry_point"), setup=head),
+        tests=Suite(tests=_text(row, "test"), entry_point=_text(row, "entry_point"), setup=head),
     )
 
 
@@ -158,7 +158,7 @@ def _mbpp(row: Row) -> _Read:
         # not the tests themselves: a program could repeat what they expect
         question=f"{question}\n\nIt is called like this: `{_first_call(lines)}`",
         program=program if isinstance(program, str) else None,
-        tests=Tests(tests="\n".join(lines), setup=setup if isinstance(setup, str) else ""),
+        tests=Suite(tests="\n".join(lines), setup=setup if isinstance(setup, str) else ""),
     )
 
 
@@ -197,7 +197,7 @@ def _apps(row: Row) -> _Read:
     return _Read(
         question=f"{_text(row, 'question')}\n\n{where}",
         program=solutions[0] if isinstance(solutions, list) and solutions and isinstance(solutions[0], str) else None,
-        tests=Tests(inputs=inputs, outputs=outputs, entry_point=name if isinstance(name, str) else None),
+        tests=Suite(inputs=inputs, outputs=outputs, entry_point=name if isinstance(name, str) else None),
     )
 
 

@@ -53,7 +53,7 @@ class Outcome:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Tests:
+class Suite:
     """The tests of a problem; what a task puts into a problem's metadata, under the same names.
 
     Attributes:
@@ -74,7 +74,7 @@ class Tests:
     @classmethod
     def of(
         cls, metadata: Mapping[str, Any], *, limit: int | None = None, entry_point: str | None = None
-    ) -> Tests | None:
+    ) -> Suite | None:
         """The tests in a problem's metadata; None when it has none.
 
         Args:
@@ -85,7 +85,7 @@ class Tests:
         Raises:
             UnsupportedTestError: something is not what it should be.
         """
-        inputs, outputs = metadata.get("inputs") or [], metadata.get("outputs") or []
+        inputs, outputs = metadata.get("inputs") or (), metadata.get("outputs") or ()
         tests = metadata.get("tests") or ""
         if not inputs and not tests:
             return None
@@ -111,7 +111,7 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list | tuple)
 
 
-def judge(program: str, tests: Tests, sandbox: Sandbox, limits: Limits, *, thorough: bool = True) -> Outcome:
+def judge(program: str, tests: Suite, sandbox: Sandbox, limits: Limits, *, thorough: bool = True) -> Outcome:
     """Run a program against tests.
 
     Nothing that the program is not meant to know goes into its process: neither expected outputs nor `tests`. After a
@@ -166,7 +166,7 @@ class _Run:
         return "memory" if code in (MEMORY, -signal.SIGKILL) else "error"
 
 
-def _run_scripts(run: _Run, tests: Tests, *, thorough: bool) -> Outcome:
+def _run_scripts(run: _Run, tests: Suite, *, thorough: bool) -> Outcome:
     passed, status = 0, "ok"
     for given, expected in zip(tests.inputs, tests.outputs, strict=True):
         right = _text(expected)

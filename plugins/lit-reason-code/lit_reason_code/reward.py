@@ -11,7 +11,7 @@ from typing import Literal
 from lit_reason.reward import Judgement, Reward
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason_code.extract import extract_program, program_in
-from lit_reason_code.judging import Limits, Outcome, Tests, UnsupportedTestError, judge
+from lit_reason_code.judging import Limits, Outcome, Suite, UnsupportedTestError, judge
 from lit_reason_code.sandbox.pool import Sandbox, SandboxError, shared
 
 UNSAFE = "LIT_REASON_UNSAFE_CODE"
@@ -103,8 +103,8 @@ class Code(Reward):
         share = outcome.passed / outcome.total
         return Judgement(value=share if self.graded else float(share == 1.0), status=outcome.status)
 
-    def _tests(self, problem: Problem) -> Tests | None:
-        return Tests.of(problem.metadata, limit=self.max_tests, entry_point=self.entry_point)
+    def _tests(self, problem: Problem) -> Suite | None:
+        return Suite.of(problem.metadata, limit=self.max_tests, entry_point=self.entry_point)
 
 
 def passes(problem: Problem, answer: str | None, *, confined: bool = True) -> float:
@@ -122,7 +122,7 @@ def passes(problem: Problem, answer: str | None, *, confined: bool = True) -> fl
         return 0.0
     who = f"task '{problem.task}'"
     try:
-        tests = Tests.of(problem.metadata)
+        tests = Suite.of(problem.metadata)
         sandbox = ready_sandbox(who, confined=confined)
         outcome = None if tests is None else judge(program_in(answer), tests, sandbox, Limits(), thorough=False)
     except UnsupportedTestError:

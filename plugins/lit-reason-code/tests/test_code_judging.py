@@ -3,7 +3,7 @@
 import pytest
 from lit_reason_code.compare import same_output, same_result
 from lit_reason_code.extract import extract_program
-from lit_reason_code.judging import Limits, Outcome, Tests, UnsupportedTestError, judge
+from lit_reason_code.judging import Limits, Outcome, Suite, UnsupportedTestError, judge
 from lit_reason_code.sandbox.pool import Sandbox
 from lit_reason_code.sandbox.wire import encode
 
@@ -87,9 +87,9 @@ def test_trees_that_nobody_should_send_are_unequal(tree: object) -> None:
         assert same_result(expected, tree) is False
 
 
-ADD = Tests(entry_point="f", inputs=[[1, 2], [3, 4], [5, 6]], outputs=[3, 7, 11])
-ECHO = Tests(inputs=["1\n", "2\n", "3\n"], outputs=["1", "2", "3"])
-CHECK = Tests(
+ADD = Suite(entry_point="f", inputs=[[1, 2], [3, 4], [5, 6]], outputs=[3, 7, 11])
+ECHO = Suite(inputs=["1\n", "2\n", "3\n"], outputs=["1", "2", "3"])
+CHECK = Suite(
     setup='import random\n\ndef given(x):\n    return x + 1\n\ndef f(x):\n    """Twice given."""\n',
     tests=(
         "METADATA = {}\n\ndef check(candidate):\n    assert True, 'prints'\n    rng = random.Random(1)\n"
@@ -99,7 +99,7 @@ CHECK = Tests(
     ),
     entry_point="f",
 )
-MBPP = Tests(tests="assert f(1) == {1}\nassert set(g(2)) == {1, 2}\nassert abs(h(3) - 1.5) < 1e-9 and h(2) is not None")
+MBPP = Suite(tests="assert f(1) == {1}\nassert set(g(2)) == {1, 2}\nassert abs(h(3) - 1.5) < 1e-9 and h(2) is not None")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ MBPP = Tests(tests="assert f(1) == {1}\nassert set(g(2)) == {1, 2}\nassert abs(h
         (ECHO, "print(input())", (3, 3, "ok")),
         (ECHO, "print(min(int(input()), 2))", (2, 3, "wrong")),
         (ECHO, "while True: pass", (0, 3, "timeout")),
-        (ECHO, "while True: print(1)", (0, 3, "output_limit")),
+        (ECHO, "while True: print('1' * 10**5)", (0, 3, "output_limit")),
         (ECHO, "x = bytearray(2**40)", (0, 3, "memory")),
         (CHECK, "def f(x): return 2 * given(x)", (2, 2, "ok")),
         (CHECK, "    return 2 * given(x)", (2, 2, "ok")),
@@ -125,14 +125,14 @@ MBPP = Tests(tests="assert f(1) == {1}\nassert set(g(2)) == {1, 2}\nassert abs(h
         (CHECK, "def f(x): return 2 * given(x) if x != 'no' else 0", (1, 2, "error")),
         (MBPP, "def f(x): return {x}\ndef g(x): return [1, 2, 1]\ndef h(x): return x / 2", (3, 3, "ok")),
         (MBPP, "def f(x): return {x}\ndef g(x): return [1, 2, 1]", (2, 3, "wrong")),
-        (Tests(tests="assert f(len) == 1"), "def f(x): return 1", (0, 0, "unsupported_test")),
-        (Tests(tests="import numpy\nassert f(1) == 1"), "def f(x): return 1", (0, 0, "unsupported_test")),
-        (Tests(tests="assert f(1) =="), "def f(x): return 1", (0, 0, "unsupported_test")),
-        (Tests(tests="f(1)"), "def f(x): return 1", (0, 0, "unsupported_test")),
-        (Tests(tests="assert f(f(1)) == 1"), "def f(x): return len", (0, 1, "wrong")),
+        (Suite(tests="assert f(len) == 1"), "def f(x): return 1", (0, 0, "unsupported_test")),
+        (Suite(tests="import numpy\nassert f(1) == 1"), "def f(x): return 1", (0, 0, "unsupported_test")),
+        (Suite(tests="assert f(1) =="), "def f(x): return 1", (0, 0, "unsupported_test")),
+        (Suite(tests="f(1)"), "def f(x): return 1", (0, 0, "unsupported_test")),
+        (Suite(tests="assert f(f(1)) == 1"), "def f(x): return len", (0, 1, "wrong")),
     ],
 )
-def test_outcomes(sandbox: Sandbox, tests: Tests, program: str, outcome: tuple[int, int, str]) -> None:
+def test_outcomes(sandbox: Sandbox, tests: Suite, program: str, outcome: tuple[int, int, str]) -> None:
     passed, total, status = outcome
     found = judge(program, tests, sandbox, Limits(seconds=1.0, memory_mb=256))
     assert found == Outcome(passed=passed, total=total, status=status)
@@ -145,10 +145,10 @@ def test_judging_stops_at_the_first_failure_when_the_rest_does_not_matter(sandbo
 
 
 def test_tests_come_from_metadata() -> None:
-    assert Tests.of({"difficulty": 3}) is None
-    limited = Tests.of({"tests": ["assert f(1)", "assert f(2)"], "setup": "import math"}, limit=1, entry_point="f")
-    assert limited == Tests(tests="assert f(1)", setup="import math", entry_point="f")
-    assert Tests.of({"inputs": ["1", "2"], "outputs": ["1", "2"]}, limit=1) == Tests(inputs=["1"], outputs=["1"])
+    assert Suite.of({"difficulty": 3}) is None
+    limited = Suite.of({"tests": ["assert f(1)", "assert f(2)"], "setup": "import math"}, limit=1, entry_point="f")
+    assert limited == Suite(tests="assert f(1)", setup="import math", entry_point="f")
+    assert Suite.of({"inputs": ["1", "2"], "outputs": ["1", "2"]}, limit=1) == Suite(inputs=["1"], outputs=["1"])
     for wrong in (
         {"inputs": ["1"], "outputs": []},
         {"inputs": "1", "outputs": "1"},
@@ -157,4 +157,4 @@ def test_tests_come_from_metadata() -> None:
         {"tests": "assert f(1)", "setup": ["import math"]},
     ):
         with pytest.raises(UnsupportedTestError):
-            Tests.of(wrong)
+            Suite.of(wrong)

@@ -23,8 +23,8 @@ class ProgramEnded(BaseException):
     """The other process is gone, or does not answer in frames; a BaseException, so that no test swallows it."""
 
 
-class Unsupported(Exception):
-    """The tests need something that cannot be had here."""
+class Unsupported(BaseException):
+    """The tests need something that cannot be had here; likewise."""
 
 
 class Judge:
