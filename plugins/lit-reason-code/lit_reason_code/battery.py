@@ -18,7 +18,7 @@ from lit_reason_code.judging import Limits, Outcome, Suite, judge
 from lit_reason_code.sandbox.pool import Sandbox
 from lit_reason_code.sandbox.process import Ended
 
-_SECRET = "the-canary-sings"
+_SECRET = "the-canary-sings"  # noqa: S105 - nothing of worth
 _VARIABLE = "LIT_REASON_CODE_CANARY"
 
 PROBLEMS = {

@@ -2,6 +2,8 @@
 
     task:
       code_dataset: {path: HumanEval.jsonl}
+
+Rows become questions, right programs where there are any, and tests in the form that reward `code` runs.
 """
 
 from __future__ import annotations
@@ -98,7 +100,9 @@ class CodeDataset(Dataset):
     def problem(self, part: Part, index: int) -> Problem:
         tests = _shape(part.rows)(part.rows[index]).tests
         metadata = {
-            key: value for key in ("inputs", "outputs", "tests", "entry_point", "setup") if (value := getattr(tests, key))
+            key: value
+            for key in ("inputs", "outputs", "tests", "entry_point", "setup")
+            if (value := getattr(tests, key))
         }
         scorer = partial(passes, confined=self.confined)
         return replace(super().problem(part, index), metadata=metadata, scorer=scorer)
@@ -133,8 +137,8 @@ def _shape(rows: Rows) -> Callable[[Row], _Read]:
         if wanted <= columns:
             return read
     raise UserError(
-        f"task 'code_dataset': the columns are {', '.join(rows.columns) or 'none'}; expected those of HumanEval (prompt, "
-        "test, entry_point), MBPP (text or prompt, test_list) or APPS (question, input_output)"
+        f"task 'code_dataset': the columns are {', '.join(rows.columns) or 'none'}; expected those of HumanEval "
+        "(prompt, test, entry_point), MBPP (text or prompt, test_list) or APPS (question, input_output)"
     )
 
 
@@ -142,7 +146,7 @@ def _humaneval(row: Row) -> _Read:
     head = _text(row, "prompt")
     solution = row.get("canonical_solution")
     return _Read(
-        question=f"Complete this Python function. Write all of it, imports included.\n\n```python\n{head.rstrip()}\n```",
+        question=f"Complete this Python function; write all of it.\n\n```python\n{head.rstrip()}\n```",
         program=head + solution if isinstance(solution, str) else None,
         tests=Suite(tests=_text(row, "test"), entry_point=_text(row, "entry_point"), setup=head),
     )

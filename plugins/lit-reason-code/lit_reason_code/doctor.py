@@ -44,7 +44,8 @@ def _doctor(*, namespaces: bool | None, quick: bool) -> int:
         print(f"           {note}")
     spaces = "pid, network, mount, ipc, uts and cgroup namespaces, " if report.tier == "full" else ""
     print(f"sandbox    {report.tier}: {spaces}Landlock (version {report.landlock}), seccomp, resource limits")
-    print(f"programs   run as user {report.user}, {'with' if report.threads else 'without'} threads, {sandbox.workers} at once")
+    threads = "with" if report.threads else "without"
+    print(f"programs   run as user {report.user}, {threads} threads, {sandbox.workers} at once")
     print("self-test  passed")
     if quick:
         sandbox.close()

@@ -106,7 +106,7 @@ def _between(a: int, b: int, draw: random.Random) -> _Made:
     low, high = min(a, b), max(a, b) + a
     question = f"Write a function f(items) that returns the set of those items that are from {low} to {high} + {b}."
     lists = [_numbers(draw, 12) for _ in range(3)]
-    tests = [f"assert f({items}) == {set(x for x in items if low <= x <= high + b)!r}" for items in lists]
+    tests = [f"assert f({items}) == { {x for x in items if low <= x <= high + b}!r}" for items in lists]
     program = f"def f(items):\n    return {{x for x in items if {low} <= x <= {high} + {b}}}"
     return question, program, {"tests": tests}
 
@@ -114,8 +114,10 @@ def _between(a: int, b: int, draw: random.Random) -> _Made:
 def _quotient(a: int, b: int, draw: random.Random) -> _Made:
     question = f"Write a function f(x) that returns a tuple: x divided by {a}, and whether x is more than {b}."
     tests = [f"def check(candidate):\n    assert candidate({a * b}) == ({b}.0, {a * b > b})"]
-    for x in _numbers(draw, 3):
-        tests.append(f"    assert abs(candidate({x})[0] - {x / a!r}) < 1e-6 and candidate({x})[1] is {x > b}")
+    tests += [
+        f"    assert abs(candidate({x})[0] - {x / a!r}) < 1e-6 and candidate({x})[1] is {x > b}"
+        for x in _numbers(draw, 3)
+    ]
     program = f"def f(x):\n    return x / {a}, x > {b}"
     return question, program, {"tests": "\n".join(tests), "entry_point": "f"}
 

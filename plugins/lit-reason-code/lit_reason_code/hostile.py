@@ -49,12 +49,12 @@ SCRIPTS = {
     "memory again and again": (
         "x = []\nwhile True:\n try: x.append(bytearray(2 ** 24))\n except MemoryError: x.clear()"
     ),
-    "shared memory": "import mmap\nx = [mmap.mmap(-1, 2 ** 28) for _ in range(16)]\nfor m in x: m.write(b'x' * 2 ** 28)",
+    "shared memory": "import mmap\nx = [mmap.mmap(-1, 2**28) for _ in range(16)]\nfor m in x: m.write(b'x' * 2**28)",
     "threads": (
         "import threading, time\nthreading.stack_size(32768)\nfor _ in range(3000):\n"
         " threading.Thread(target=time.sleep, args=(30,), daemon=True).start()"
     ),
-    "recursion": "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(n): return sorted([1], key=lambda _: f(n + 1))\nf(0)",
+    "recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return sorted([1], key=lambda _: f(n+1))\nf(0)",
     "output flood": "while True: print('x' * 10000)",
     "error flood": "import sys\nwhile True: print('x' * 10000, file=sys.stderr)",
     "file flood": (
@@ -75,7 +75,8 @@ SCRIPTS = {
     "links": "import os\nos.symlink('$CANARY', 'link')\nos.link('$CANARY', '/tmp/link')\nprint(open('link').read())",
     "overwrite a file": "open('$CANARY', 'w').write('gone')",
     "remove a file": "import os\nos.remove('$CANARY')",
-    "truncate by system call": _LIBC + "libc.truncate(b'$CANARY', 0)\nlibc.unlink(b'$CANARY')\nlibc.chmod(b'$CANARY', 0)",
+    "truncate by system call": _LIBC
+    + "libc.truncate(b'$CANARY', 0)\nlibc.unlink(b'$CANARY')\nlibc.chmod(b'$CANARY', 0)",
     "environment": "import os\nprint(dict(os.environ), open('/proc/self/environ').read())",
     "environment of the trainer": "print(open('/proc/$PID/environ').read(), open('/proc/$PID/cmdline').read())",
     "memory of the trainer": "f = open('/proc/$PID/mem', 'rb')\nprint(f.read(10))",
@@ -109,7 +110,8 @@ SCRIPTS = {
     "mounts": _LIBC + "print(libc.unshare(0x10020000), libc.mount(b'none', b'/', b'tmpfs', 0, b''), libc.chroot(b'/'))",
     "namespaces": "import os\nfd = os.open('/proc/1/ns/mnt', os.O_RDONLY)\nprint(fd)",
     "become root": "import os\nos.setuid(0)\nos.setgroups([0])",
-    "rare system calls": _LIBC + "for n in (101, 165, 175, 246, 248, 250, 298, 321, 323, 425): libc.syscall(n, 0, 0, 0)",
+    "rare system calls": _LIBC
+    + "for n in (101, 165, 175, 246, 248, 250, 298, 321, 323, 425): libc.syscall(n, 0, 0, 0)",
     "crash": "import ctypes\nctypes.string_at(0)",
     "abort": "import os\nos.abort()",
     "wild write": "import ctypes\nfor n in range(100): ctypes.memset(id(None) + n * 8, 255, 8)",
@@ -133,13 +135,13 @@ SCRIPTS = {
     ),
     "looks for the answer": (
         "import gc, sys\nfound = []\nframe = sys._getframe()\nwhile frame:\n found.append(repr(frame.f_locals))\n"
-        " frame = frame.f_back\nfound += [repr(o) for o in gc.get_objects() if isinstance(o, (str, bytes, list, dict))]\n"
+        " frame = frame.f_back\nfound += [repr(o) for o in gc.get_objects() if isinstance(o, (str, bytes, list))]\n"
         "print('7\\n864209753\\n40' if any(str(864209754 - 1) in f and 'found' not in f for f in found) else 'no')"
     ),
     "searches its heap": (
         "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.sbrk.restype = ctypes.c_void_p\nend = libc.sbrk(0)\n"
         "wanted = ''.join(chr(48 + d) for d in (8, 6, 4, 2, 0, 9, 7, 5)).encode()\n"
-        "print('7\\n' + (wanted + b'3').decode() + '\\n40' if ctypes.string_at(end - 2 ** 21, 2 ** 21).count(wanted) > 1"
+        "print('7\\n' + (wanted + b'3').decode() + '\\n40' if ctypes.string_at(end - 2**21, 2**21).count(wanted) > 1"
         " else 'no')"
     ),
 }
@@ -152,7 +154,7 @@ _FRAME = (
 )
 
 CALLS = {
-    "equal to everything": "class E:\n def __eq__(self, other): return True\n def __hash__(self): return 0\ndef f(x): return E()",
+    "equal to everything": "class E:\n def __eq__(self, other): return True\ndef f(x): return E()",
     "number equal to everything": "class E(int):\n def __eq__(self, other): return True\ndef f(x): return E(1)",
     "text equal to everything": "class E(str):\n def __eq__(self, other): return True\ndef f(x): return E('864209753')",
     "not a number": "def f(x): return float('nan')",
@@ -160,7 +162,7 @@ CALLS = {
     "list of itself": "def f(x):\n a = []\n a.append(a)\n return a",
     "deep list": "def f(x):\n a = []\n for _ in range(10 ** 6): a = [a]\n return a",
     "large result": "def f(x): return 'x' * 10 ** 8",
-    "hangs in the second call": "n = []\ndef f(x):\n n.append(x)\n if len(n) > 1:\n  while True: pass\n return 864209753",
+    "hangs in the second call": "n = []\ndef f(x):\n n.append(x)\n while len(n) > 1: pass\n return 864209753",
     "exits in a call": "import os\ndef f(x): os._exit(0)",
     "raises SystemExit": "def f(x): raise SystemExit(0)",
     "raises KeyboardInterrupt": "def f(x): raise KeyboardInterrupt",
@@ -172,7 +174,7 @@ CALLS = {
     "deep frames": _FRAME + "os.write(5, frame('[' * 100000))\nos._exit(0)",
     "patched encoder": (
         "import sys, json\nwire = sys.modules['lit_reason_code.sandbox.wire']\nclass E:\n"
-        " def __eq__(self, other): return True\nwire.encode = lambda value: True\nwire.frame = lambda tree: b'\\0' * 8\n"
+        " def __eq__(self, other): return True\nwire.encode = lambda value: True\nwire.frame = lambda tree: b'\\0'\n"
         "json.loads = json.dumps = lambda *a, **k: E()\ndef f(x): return E()"
     ),
     "reads the calls ahead": "import os\nos.lseek(4, 0, 2)\ndef f(x): return 864209753",
@@ -194,7 +196,7 @@ ASSERTS = {
     ),
     "forged answers": _FRAME + "for _ in range(3): send('[true]')\ndef f(x): return 0",
     "deep frames": CALLS["deep frames"],
-    "unknown kinds": _FRAME + "send('[{\"other\":\"x\"}]')\nsend('[{\"int\":\"zz\"}]')\ndef f(x): return 0",
+    "unknown kinds": _FRAME + 'send(\'[{"other":"x"}]\')\nsend(\'[{"int":"zz"}]\')\ndef f(x): return 0',
     "excuses: ImportError": "def f(x): raise ImportError('numpy')",
     "excuses: NameError": "def f(x): raise NameError('f')",
     "excuses: StopIteration": "def f(x): raise StopIteration",

@@ -148,9 +148,7 @@ class _Run:
     def __call__(self, what: int, second: bytes, expected: int = 0) -> Ended:
         memory = self.limits.memory_mb * 2**20
         limit = _OUTPUT + 2 * expected
-        return self.sandbox.run(
-            what, self.source, second, seconds=self.limits.seconds, memory=memory, limit=limit
-        )
+        return self.sandbox.run(what, self.source, second, seconds=self.limits.seconds, memory=memory, limit=limit)
 
     def failure(self, ended: Ended) -> str | None:
         """The status of a run that did not end well; None if it did, which says nothing about what it put out."""
@@ -186,7 +184,7 @@ def _text(lines: object) -> str:
     return "\n".join(map(str, lines)) if isinstance(lines, list | tuple) else str(lines)
 
 
-def _run_calls(run: _Run, tests: Tests) -> Outcome:
+def _run_calls(run: _Run, tests: Suite) -> Outcome:
     calls = [[tests.entry_point, [wire.encode(value) for value in arguments], {}] for arguments in tests.inputs]
     right = len(json.dumps(tests.outputs, default=str))
     ended = run(CALLS, b"".join(map(wire.frame, calls)), right)
@@ -205,7 +203,7 @@ def _run_calls(run: _Run, tests: Tests) -> Outcome:
     return Outcome(passed=passed, total=len(tests.outputs), status=status)
 
 
-def _run_asserts(run: _Run, tests: Tests) -> Outcome:
+def _run_asserts(run: _Run, tests: Suite) -> Outcome:
     second = json.dumps({"setup": tests.setup, "tests": tests.tests, "entry_point": tests.entry_point})
     ended = run(ASSERTS, second.encode())
     # the judge wrote this, in a process that the program has no part in

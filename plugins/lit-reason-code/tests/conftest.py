@@ -42,8 +42,9 @@ def needs_sandbox() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: Any) -> bool | None:
-    from lit_reason.types import UserError
     from lit_reason_code.reward import Code
+
+    from lit_reason.types import UserError
 
     tier = pyfuncitem.funcargs.get("tier")
     if tier is not None and missing(tier):

@@ -1,4 +1,4 @@
-"""Hostile programs achieve nothing, as this user and as one without rights; and where a piece is missing, none is run."""
+"""Hostile programs achieve nothing, as this user or one without rights; and where a piece is missing, none is run."""
 
 import os
 import platform
@@ -37,7 +37,9 @@ def readable_python(folder: Path) -> str:
     for shared in executable.parents[1].glob("lib/libpython*.so*"):
         (folder / "lib").mkdir(exist_ok=True)
         shutil.copy(shared, folder / "lib")
-    unneeded = shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib", "config-*", "tests", "ensurepip")
+    unneeded = shutil.ignore_patterns(
+        "site-packages", "dist-packages", "test", "idlelib", "config-*", "tests", "ensurepip"
+    )
     shutil.copytree(library, folder / "lib" / library.name, ignore=unneeded)
     return str(folder / "bin" / executable.name)
 
@@ -52,7 +54,8 @@ def test_hostile_programs_achieve_nothing_and_leave_nothing(sandbox: Sandbox) ->
     assert len(findings) == 1 + sum(len(programs) for programs, _ in PROBLEMS.values())
 
 
-def test_the_same_as_a_user_without_rights(needs_sandbox: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_the_same_as_a_user_without_rights(tmp_path: Path) -> None:
     if os.geteuid() != 0:  # then all the other tests ran as one
         assert run_battery(Sandbox(), seconds=0.3)[-1].complaints == []
         return
@@ -117,23 +120,27 @@ REPORT = "try: print(Sandbox().report())\nexcept SandboxError as error: print(er
 NUMBERS = {"x86_64": (272, 157), "aarch64": (97, 167)}.get(platform.machine(), (0, 0))  # unshare, prctl
 
 
-def test_without_landlock_no_program_runs(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_without_landlock_no_program_runs() -> None:
     done = without(444, 38, REPORT)
     assert "no full sandbox: Landlock: not in this kernel, 5.13 or newer; no standard" in done.stdout, done.stderr
 
 
-def test_without_seccomp_no_program_runs(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_without_seccomp_no_program_runs() -> None:
     done = without(NUMBERS[1], 22, REPORT, argument=22)
     assert "no standard sandbox: seccomp: no filters in this kernel, or not allowed here" in done.stdout, done.stderr
 
 
-def test_without_namespaces_the_tier_is_standard_and_says_why(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_without_namespaces_the_tier_is_standard_and_says_why() -> None:
     done = without(NUMBERS[0], 1, REPORT)
     assert "tier='standard'" in done.stdout, done.stderr
     assert "no full sandbox: namespaces: Operation not permitted" in done.stdout
 
 
-def test_a_leak_found_by_the_self_test_is_named(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_a_leak_found_by_the_self_test_is_named() -> None:
     # a kernel that says yes to Landlock and does nothing
     done = without(446, 0, REPORT.replace("Sandbox()", "Sandbox(namespaces=False)"))
     assert "no standard sandbox: in the self-test read_file(" in done.stdout, done.stderr

@@ -81,7 +81,9 @@ def test_results_agree_with_what_json_can_say(expected: object, given: object, s
     assert same_result(expected, encode(given)) is same
 
 
-@pytest.mark.parametrize("tree", [{}, {"dict": 3}, {"dict": [[1]]}, {"tuple": "ab"}, {"int": 7}, {"dict": [[[1], 2]]}, []])
+@pytest.mark.parametrize(
+    "tree", [{}, {"dict": 3}, {"dict": [[1]]}, {"tuple": "ab"}, {"int": 7}, {"dict": [[[1], 2]]}, []]
+)
 def test_trees_that_nobody_should_send_are_unequal(tree: object) -> None:
     for expected in (1, "ab", ["a", "b"], {"a": 1}, None, 0.5):
         assert same_result(expected, tree) is False
@@ -94,8 +96,8 @@ CHECK = Suite(
     tests=(
         "METADATA = {}\n\ndef check(candidate):\n    assert True, 'prints'\n    rng = random.Random(1)\n"
         "    for _ in range(20):\n        x = rng.randint(0, 99)\n        assert candidate(x) == 2 * given(x)\n"
-        "    assert candidate(x=0) == 2\n    try:\n        candidate('no')\n        assert False\n    except TypeError:\n"
-        "        pass\n"
+        "    assert candidate(x=0) == 2\n    try:\n        candidate('no')\n"
+        "        assert False\n    except TypeError:\n        pass\n"
     ),
     entry_point="f",
 )

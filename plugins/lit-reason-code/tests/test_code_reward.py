@@ -43,17 +43,20 @@ def judged(reward: Code, texts: list[str], problem: Problem, workers: int = 0) -
     return [rollout.rewards["code"] for rollout in rollouts]
 
 
-def test_all_or_the_share_of_the_tests(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_all_or_the_share_of_the_tests() -> None:
     assert judged(Code(), TEXTS, SQUARE) == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert judged(Code(score="fraction"), TEXTS, SQUARE) == [1.0, 0.25, 0.5, 0.0, 0.0]
     assert judged(Code(max_tests=2), TEXTS, SQUARE) == [1.0, 0.0, 1.0, 0.0, 0.0]
 
 
-def test_it_works_in_reward_workers(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_it_works_in_reward_workers() -> None:
     assert judged(Code(), TEXTS, SQUARE, workers=2) == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_rows_without_usable_tests_are_left_out(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_rows_without_usable_tests_are_left_out() -> None:
     nothing = Problem(prompt=SQUARE.prompt, metadata={"level": 5})
     assert judged(Code(), TEXTS[:2], nothing) == [None, None]
     untestable = Problem(prompt=SQUARE.prompt, metadata={"tests": "assert f(len)"})
@@ -64,7 +67,8 @@ def test_rows_without_usable_tests_are_left_out(needs_sandbox: None) -> None:
     assert Code().quick(rollout) == Judgement(value=0.0, status="missing")
 
 
-def test_it_conforms(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_it_conforms() -> None:
     check_reward(Code(timeout=1.0, score="fraction"), rollouts=sample_rollouts(TEXTS, problem=SQUARE))
 
 
@@ -88,8 +92,9 @@ def test_wrong_options_are_named(options: dict[str, object], message: str, monke
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 def test_unsafe_needs_the_option_and_the_operator_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, needs_sandbox: None, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     canary = tmp_path / "canary"
     canary.write_text("9")
@@ -103,7 +108,8 @@ def test_unsafe_needs_the_option_and_the_operator_and_says_so(
     assert "sandbox: unsafe: the model's programs run without a sandbox" in caplog.text
 
 
-def test_two_hundred_right_programs_of_all_kinds_score_one(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_two_hundred_right_programs_of_all_kinds_score_one() -> None:
     problems = GeneratedCode(validation=200).problems("validation")
     kinds = [
         "asserts" if "tests" in p.metadata else "calls" if "entry_point" in p.metadata else "script" for p in problems
@@ -114,7 +120,8 @@ def test_two_hundred_right_programs_of_all_kinds_score_one(needs_sandbox: None) 
     assert rewards == [[1.0]] * 200
 
 
-def test_generated_problems_conform_and_never_repeat(needs_sandbox: None) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_generated_problems_conform_and_never_repeat() -> None:
     check_task(GeneratedCode(largest=4, validation=10))
     task = GeneratedCode(largest=6, validation=50)
     prompts = [[p.prompt[-1]["content"] for p in task.problems(split)] for split in ("train", "validation")]
@@ -126,7 +133,7 @@ def test_generated_problems_conform_and_never_repeat(needs_sandbox: None) -> Non
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
-    "prompt": 'from typing import List\n\n\ndef largest(xs: List[int]) -> int:\n    """The largest.\n    >>> largest([1, 2])\n    2\n    """\n',
+    "prompt": 'from typing import List\n\n\ndef largest(xs: List[int]) -> int:\n    """The largest of xs."""\n',
     "canonical_solution": "    return max(xs)\n",
     "test": "\n\nMETADATA = {'author': 'jt'}\n\n\ndef check(candidate):\n    assert candidate([1, 3, 2]) == 3\n",
     "entry_point": "largest",
@@ -154,6 +161,7 @@ APPS_CALLS = APPS | {
 }
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 @pytest.mark.parametrize(
     ("row", "question"),
     [
@@ -164,7 +172,7 @@ APPS_CALLS = APPS | {
         (APPS_CALLS, "It is called as `add`. Begin with:\n\n```python\nclass Solution:"),
     ],
 )
-def test_well_known_columns_are_read(needs_sandbox: None, row: dict[str, object], question: str, tmp_path: Path) -> None:
+def test_well_known_columns_are_read(row: dict[str, object], question: str, tmp_path: Path) -> None:
     rows = [row | {next(key for key in ("prompt", "text", "question") if row.get(key)): None}, row]
     (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = CodeDataset(path=str(tmp_path / "problems.jsonl"), validation_fraction=0.0)
@@ -184,24 +192,31 @@ def test_other_columns_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "sums.jsonl").write_text('{"question": "2 + 2", "answer": "4"}')
     with pytest.raises(UserError, match="task 'code_dataset': the columns are question, answer; expected those of Hum"):
         CodeDataset(path=str(tmp_path / "sums.jsonl")).problems("train")
-    with pytest.raises(UserError, match="task 'code_dataset': path: there is no file or folder 'no.jsonl'"):
+    with pytest.raises(UserError, match=r"task 'code_dataset': path: there is no file or folder 'no\.jsonl'"):
         CodeDataset(path="no.jsonl").problems("train")
 
 
-def test_doctor_tells_the_tier_and_tries_it(needs_sandbox: None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_doctor_tells_the_tier_and_tries_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--quick", "--standard"]) == 0
     said = capsys.readouterr().out
     assert "sandbox    standard: Landlock" in said
     assert "self-test  passed" in said
 
 
-def test_doctor_fails_where_there_is_no_sandbox(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_fails_where_there_is_no_sandbox(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert main(["doctor"]) == 1
-    assert "sandbox    none: the sandbox is made of Linux's Landlock and seccomp, and this is darwin" in capsys.readouterr().out
+    assert (
+        "sandbox    none: the sandbox is made of Linux's Landlock and seccomp, and this is darwin"
+        in capsys.readouterr().out
+    )
 
 
-def test_the_recipe_trains_nano(needs_sandbox: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("needs_sandbox")
+def test_the_recipe_trains_nano(tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     plugin = ROOT / "plugins" / "lit-reason-code"

@@ -44,9 +44,17 @@ def calls(sandbox: Sandbox, program: str, arguments: list[object]) -> list[objec
         ("print(1)\nexit()\nprint(2)", "", "1\n"),
         ("import atexit\natexit.register(print, 'last')\nprint('first')", "", "first\nlast\n"),
         ("if __name__ == '__main__': print('main')", "", "main\n"),
-        ("def f(n): return n and 1 + f(n - 1)\nimport sys\nsys.setrecursionlimit(10**6)\nprint(f(50000))", "", "50000\n"),
+        (
+            "def f(n): return n and 1 + f(n - 1)\nimport sys\nsys.setrecursionlimit(10**6)\nprint(f(50000))",
+            "",
+            "50000\n",
+        ),
         ("from dataclasses import dataclass\n@dataclass\nclass A:\n x: int\nprint(A(1))", "", "A(x=1)\n"),
-        ("import numbers, heapq, decimal, email, hashlib, random, statistics, zoneinfo, xml.dom\nprint('in')", "", "in\n"),
+        (
+            "import numbers, heapq, decimal, email, hashlib, random, statistics, zoneinfo, xml.dom\nprint('in')",
+            "",
+            "in\n",
+        ),
         ("print({c for c in 'sandbox'} == set('sandbox'), hash('a') == hash('a'))", "", "True True\n"),
     ],
 )
@@ -75,7 +83,21 @@ def test_sets_of_text_print_in_the_same_order_every_time(sandbox: Sandbox) -> No
 
 
 def test_values_arrive_as_what_they_are(sandbox: Sandbox) -> None:
-    values = [None, True, 0, -(10**30), 10**5000, 1.5, "é\ud800", b"\0\xff", 2j, [1, [2]], (1,), {1, 2}, {(1, 2): {"a": 1}}]
+    values = [
+        None,
+        True,
+        0,
+        -(10**30),
+        10**5000,
+        1.5,
+        "é\ud800",
+        b"\0\xff",
+        2j,
+        [1, [2]],
+        (1,),
+        {1, 2},
+        {(1, 2): {"a": 1}},
+    ]
     answers = calls(sandbox, "def f(x): return x", values)
     assert [wire.decode(answer[0]) for answer in answers] == values
     assert [type(wire.decode(answer[0])) for answer in answers] == list(map(type, values))
@@ -104,11 +126,18 @@ def test_limits_end_a_program_and_say_which(sandbox: Sandbox) -> None:
 
 
 def test_nothing_is_left_after_many_runs_of_all_sorts(sandbox: Sandbox) -> None:
-    programs = ["print(1)", "1 / 0", "import os; os._exit(3)", "x =", "import ctypes; ctypes.string_at(0)", "print('x' * 2**18)"]
+    programs = [
+        "print(1)",
+        "1 / 0",
+        "import os; os._exit(3)",
+        "x =",
+        "import ctypes; ctypes.string_at(0)",
+        "print('x' * 2**18)",
+    ]
     sandbox.map(lambda program: script(sandbox, program), programs)
-    descriptors, processes = len(os.listdir("/proc/self/fd")), descendants()
+    descriptors, processes = len(list(Path("/proc/self/fd").iterdir())), descendants()
     sandbox.map(lambda program: script(sandbox, program), programs * 30)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert descendants() == processes
     sandbox.close()
     assert not descendants() & processes
@@ -126,12 +155,12 @@ def test_any_thread_may_ask(sandbox: Sandbox) -> None:
     for thread in threads:
         thread.join()
     assert outputs == {number: b"%d\n" % number for number in range(20)}
-    assert len(sandbox._idle) <= 2
+    assert len(sandbox.idle) <= 2
 
 
 def test_a_zygote_that_ended_is_replaced(sandbox: Sandbox) -> None:
     script(sandbox, "print(1)")
-    (process,) = sandbox._idle
+    (process,) = sandbox.idle
     os.kill(process.process.pid, signal.SIGKILL)
     process.process.wait()
     assert script(sandbox, "print(2)").output == b"2\n"

@@ -114,7 +114,7 @@ class _Marked(ast.NodeTransformer):
     def __init__(self) -> None:
         self.count = 0
 
-    def visit_Assert(self, node: ast.Assert) -> ast.stmt:  # noqa: N802 - ast's protocol
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt:
         if isinstance(node.test, ast.Constant):
             return node
         (noted,) = ast.parse(

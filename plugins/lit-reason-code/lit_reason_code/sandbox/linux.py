@@ -180,14 +180,14 @@ def enter_empty_root(shown: Iterable[Path], hidden: Iterable[Path]) -> None:
         Unavailable: something cannot be mounted.
     """
     root = "/proc"  # covered in these mounts only: a folder that is always there and from which nothing is taken
-    _mount("private mounts", None, "/", None, _MS_REC | _MS_PRIVATE)
-    _mount("empty root", "tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=1m")
+    _mount("private mounts", "/", _MS_REC | _MS_PRIVATE)
+    _mount("empty root", root, _MS_NOSUID | _MS_NODEV, kind="tmpfs", options="mode=0755,size=1m")
     for path in shown:
         place = Path(f"{root}{path}")
         place.mkdir(parents=True, exist_ok=True)
-        _mount(f"mount of {path}", str(path), str(place), None, _MS_BIND | _MS_REC)
+        _mount(f"mount of {path}", str(place), _MS_BIND | _MS_REC, source=str(path))
     for path in hidden:
-        _mount(f"cover of {path}", "tmpfs", f"{root}{path}", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=4k")
+        _mount(f"cover of {path}", f"{root}{path}", _MS_NOSUID | _MS_NODEV, kind="tmpfs", options="mode=0755,size=4k")
     attributes = struct.pack("=QQQQ", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, 0, 0, 0)
     arguments = (_AT_FDCWD, root.encode(), _AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes)))
     _check("read-only mounts", _LIBC.syscall(_MOUNT_SETATTR, *arguments))
@@ -198,9 +198,12 @@ def enter_empty_root(shown: Iterable[Path], hidden: Iterable[Path]) -> None:
     os.chdir("/")
 
 
-def _mount(what: str, source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    encoded = (None if text is None else os.fsencode(text) for text in (source, target, kind))
-    _check(what, _LIBC.mount(*encoded, ctypes.c_ulong(flags), options.encode()))
+def _mount(
+    what: str, target: str, flags: int, *, source: str = "none", kind: str | None = None, options: str = ""
+) -> None:
+    of_kind = None if kind is None else kind.encode()
+    arguments = (os.fsencode(source), os.fsencode(target), of_kind, ctypes.c_ulong(flags), options.encode())
+    _check(what, _LIBC.mount(*arguments))
 
 
 # --- privileges

@@ -54,6 +54,9 @@ class Sandbox:
         confined: False leaves only resource limits: for the caller to have warned about.
         namespaces: None uses them where the kernel allows; False does without.
         interpreter: path of the Python that runs programs; the one that runs this by default.
+
+    Attributes:
+        idle: zygotes that wait for programs.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Sandbox:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self.workers)
-        self._idle: list[Process] = []
+        self.idle: list[Process] = []
         self._busy: set[Process] = set()
         self._threads: ThreadPoolExecutor | None = None
         self._report: Report | None = None
@@ -109,7 +112,7 @@ class Sandbox:
                 else:
                     with self._lock:
                         self._busy.discard(process)
-                        self._idle.append(process)
+                        self.idle.append(process)
                     return ended
         return Ended(output=b"", flooded=False, late=False, codes=[BROKEN], seconds=0.0, took=0.0)
 
@@ -127,22 +130,22 @@ class Sandbox:
     def close(self) -> None:
         """End all zygotes and whatever they run; the next program starts new ones."""
         with self._lock:
-            for process in (*self._idle, *self._busy):
+            for process in (*self.idle, *self._busy):
                 process.close()
             if self._threads is not None:
                 self._threads.shutdown(wait=False, cancel_futures=True)
-            self._idle, self._threads = [], None
+            self.idle, self._threads = [], None
 
     def forget(self) -> None:
         """In a forked copy of this process: the zygotes belong to the other."""
-        for process in (*self._idle, *self._busy):
+        for process in (*self.idle, *self._busy):
             process.forget()
         self._reset()
 
     def _take(self) -> Process:
         report = self.report()
         with self._lock:
-            process = self._idle.pop() if self._idle else None
+            process = self.idle.pop() if self.idle else None
         if process is None:
             try:
                 process = self._start(namespaces=report.tier == "full")
@@ -179,7 +182,7 @@ class Sandbox:
                 notes.append(f"no {tier} sandbox: '{self.interpreter}' did not start, or ended in the self-test")
             else:
                 if not leaks:
-                    self._idle.append(process)
+                    self.idle.append(process)
                     told = {key: process.report[key] for key in ("landlock", "user", "threads")}
                     return Report(tier=tier, notes=notes, **told)
                 process.close()

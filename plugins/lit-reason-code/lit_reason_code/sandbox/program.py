@@ -35,7 +35,7 @@ def run_script(source: int) -> int:
     code = _run(source, _module("__main__"))
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - as the interpreter does: wait for threads
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # noqa: SLF001 - likewise
         sys.stdout.flush()
     except BaseException:  # noqa: BLE001 - the program may have replaced any of these
         return code or RAISED

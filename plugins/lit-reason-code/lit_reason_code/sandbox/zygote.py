@@ -33,14 +33,14 @@ SCRIPT, CALLS, ASSERTS = range(3)
 """What to do: run a script, call functions, or run a program and tests made of asserts beside it."""
 
 REQUEST = struct.Struct("=Bdq")
-"""What to do, seconds, bytes of address space. With it come three descriptors: the program; the standard input, calls or
-tests; and the pipe that takes the output."""
+"""What to do, seconds, bytes of address space. With it come three descriptors: the program; the standard input, calls
+or tests; and the pipe that takes the output."""
 
 STOP = b"stop"
 
 THREADS = 64
 _STACK = 64 * 2**20
-_PRELOADED = (
+_PRELOADED = (  # noqa: SIM905 - a list would be a page long
     "abc array ast base64 binascii bisect bz2 calendar cmath collections collections.abc colorsys contextlib copy csv "
     "ctypes dataclasses datetime decimal difflib enum fractions functools gc hashlib heapq inspect io itertools json "
     "keyword lzma math numbers operator os pprint queue random re secrets select signal statistics string struct sys "
@@ -258,4 +258,4 @@ def _entries(library: Sequence[Path], strangers: Sequence[Path]) -> list[Path]:
 
 
 def _readable_by_others(folder: Path) -> bool:
-    return all(os.stat(path).st_mode & 0o001 for path in (folder, *folder.parents))
+    return all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
