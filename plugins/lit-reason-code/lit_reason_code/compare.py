@@ -88,8 +88,8 @@ def _same(expected: Any, tree: Any) -> bool:  # noqa: ANN401, PLR0911 - see abov
     return (expected is None) == (content is None) and bool(expected == content)
 
 
-def _key(pair: list[Any]) -> str:
-    return pair[0] if isinstance(pair[0], str) else repr(pair[0])
+def _key(pair: list[Any]) -> str | None:
+    return str(pair[0]) if isinstance(pair[0], str | int | float) else None
 
 
 def _close(expected: float, given: float) -> bool:

@@ -81,7 +81,7 @@ class Process:
         arguments = [package, str(theirs.fileno()), str(int(confined)), str(int(namespaces))]
         # no user's or site's packages; and sets print in the same order in every process
         command = [interpreter, "-s", "-S", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP, *arguments]
-        with theirs:
+        try:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 command,
                 env={"PYTHONHASHSEED": "0"},
@@ -92,6 +92,11 @@ class Process:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the process that trains
             )
+        except OSError:
+            self.control.close()
+            raise Lost from None
+        finally:
+            theirs.close()
         try:
             self.report = self._receive(_START)
         except Lost:

@@ -141,7 +141,8 @@ class _Zygote:
             if not message:
                 return
             if len(message) == REQUEST.size:  # a STOP may come after the end of what it was to stop
-                self.connection.send(json.dumps(self._run(*REQUEST.unpack(message), descriptors)).encode())
+                what, seconds, memory = REQUEST.unpack(message)
+                self.connection.send(json.dumps(self._run(what, seconds, memory, descriptors)).encode())
 
     def _run(self, what: int, seconds: float, memory: int, descriptors: list[int]) -> dict[str, object]:
         source, second, output = descriptors
@@ -201,7 +202,9 @@ class _Zygote:
         limits[resource.RLIMIT_STACK] = (_STACK, _STACK)
         for kind, bounds in limits.items():
             ceiling = resource.getrlimit(kind)[1]  # which only root could raise
-            resource.setrlimit(kind, bounds if ceiling == resource.RLIM_INFINITY else [min(b, ceiling) for b in bounds])
+            if ceiling != resource.RLIM_INFINITY:
+                bounds = min(bounds[0], ceiling), min(bounds[1], ceiling)  # noqa: PLW2901 - all that can be had
+            resource.setrlimit(kind, bounds)
         linux.die_with_parent()
         if os.getppid() != zygote:
             program.leave(program.BROKEN)
