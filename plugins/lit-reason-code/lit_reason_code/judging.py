@@ -185,7 +185,9 @@ def _text(lines: object) -> str:
 
 
 def _run_calls(run: _Run, tests: Suite) -> Outcome:
-    calls: list[list[Any]] = [[tests.entry_point, [wire.encode(value) for value in arguments], {}] for arguments in tests.inputs]
+    calls: list[list[Any]] = [
+        [tests.entry_point, [wire.encode(value) for value in arguments], {}] for arguments in tests.inputs
+    ]
     right = len(json.dumps(tests.outputs, default=str))
     ended = run(CALLS, b"".join(map(wire.frame, calls)), right)
     answers = wire.frames(ended.output)
