@@ -24,8 +24,8 @@ sys.path[:0] = [str(PLUGIN), str(PLUGIN / "tests")]
 from lit_reason_code.battery import descendants  # noqa: E402 - it may not be installed
 from lit_reason_code.generated import GeneratedCode  # noqa: E402
 from lit_reason_code.judging import Limits, Suite, judge  # noqa: E402
-from lit_reason_code.sandbox.pool import Sandbox  # noqa: E402
-from test_code_hostile import BATTERY, NOBODY, readable_python  # noqa: E402
+from lit_reason_code.sandbox.pool import Sandbox, shared  # noqa: E402
+from test_code_hostile import BATTERY, run_as_nobody  # noqa: E402
 
 CALL = Suite(entry_point="f", inputs=[[n] for n in range(5)], outputs=[n * n for n in range(5)])
 ASSERTS = Suite(tests="assert f(2) == 4\nassert f(3) == 9")
@@ -51,20 +51,10 @@ RARE = {"timeout": 0.05}  # its share of what the others have; each costs all of
 
 def hostile_programs() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        users: list[tuple[str, dict[str, object]]] = [(sys.executable, {})]
-        if os.geteuid() == 0:
-            other = {
-                "user": NOBODY,
-                "group": NOBODY,
-                "extra_groups": [],
-                "cwd": "/",
-                "env": {"PATH": os.environ["PATH"]},
-            }
-            users.append((readable_python(Path(folder)), other))
-        for python, options in users:
-            for tier in ([], ["--standard"]):
-                done = subprocess.run([python, "-c", BATTERY, *tier], check=False, **options)  # type: ignore[call-overload]
-                print("exit code", done.returncode, flush=True)
+        for tier in ([], ["--standard"]):
+            subprocess.run([sys.executable, "-c", BATTERY, *tier], check=True)
+            if os.geteuid() == 0:
+                print(run_as_nobody(Path(folder), *tier).stdout, flush=True)
 
 
 def mixed_runs(count: int) -> None:
@@ -83,6 +73,7 @@ def mixed_runs(count: int) -> None:
     print(f"{count} mixed runs in {seconds:.0f} s, {outcomes.count(True)} with the expected status: {dict(told)}")
     print(f"descriptors and processes before {before}, after {after}")
     sandbox.close()
+    shared().close()
     print(f"processes after closing {len(descendants())}")
 
 

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,29 @@ sys.exit(main(["doctor", *sys.argv[1:]]))
 """
 
 
+def run_as_nobody(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the doctor as a user without rights, with this Python, or a copy of it where it lies in somebody's home."""
+    return subprocess.run(
+        [readable_python(folder), "-c", BATTERY, *arguments],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(folder / "lib")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def readable_python(folder: Path) -> str:
-    """A Python that any user may run: this one, or a copy of it where it lies in somebody's home."""
     executable = Path(sys.executable).resolve()
     library = Path(os.__file__).parent.resolve()
     if all(path.stat().st_mode & 0o005 == 0o005 for path in (library, *library.parents, *executable.parents)):
         return str(executable)
-    for place in (folder, *folder.parents[:2]):
-        place.chmod(0o755)
+    folder.chmod(0o755)  # its parent is the system's folder for temporary files, which all can enter
+    if (folder / "bin").exists():
+        return str(folder / "bin" / executable.name)
     (folder / "bin").mkdir()
     shutil.copy(executable, folder / "bin" / executable.name)
     for shared in executable.parents[1].glob("lib/libpython*.so*"):
@@ -55,21 +71,12 @@ def test_hostile_programs_achieve_nothing_and_leave_nothing(sandbox: Sandbox) ->
 
 
 @pytest.mark.usefixtures("needs_sandbox")
-def test_the_same_as_a_user_without_rights(tmp_path: Path) -> None:
+def test_the_same_as_a_user_without_rights() -> None:
     if os.geteuid() != 0:  # then all the other tests ran as one
         assert run_battery(Sandbox(), seconds=0.3)[-1].complaints == []
         return
-    done = subprocess.run(
-        [readable_python(tmp_path), "-c", BATTERY],
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
-        cwd="/",
-        env={"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_as_nobody(Path(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "as user 65534" in done.stdout
     assert "none achieved anything, and nothing of them is left" in done.stdout

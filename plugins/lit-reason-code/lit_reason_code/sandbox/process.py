@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ class Process:
         try:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 command,
-                env={"PYTHONHASHSEED": "0"},
+                env={"PYTHONHASHSEED": "0"} | _library_path(),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -206,6 +205,7 @@ def _file(content: bytes) -> int:
     return descriptor
 
 
-def this_interpreter() -> str:
-    """The interpreter that trains, to run programs with."""
-    return sys.executable
+def _library_path() -> dict[str, str]:
+    """What some interpreters need to start at all; the zygote forgets it."""
+    name = "LD_LIBRARY_PATH"
+    return {name: os.environ[name]} if name in os.environ else {}

@@ -123,7 +123,9 @@ class _Zygote:
                 private = True
             linux.drop_capabilities()
             linux.no_new_privileges()
-            self.landlock = linux.Landlock(_entries(library, strangers), library)
+            # where strangers' folders are covered one rule will do, which costs each program less than hundreds
+            readable = library if namespaces else _entries(library, strangers)
+            self.landlock = linux.Landlock(readable, library)
             self.seccomp = linux.Seccomp(threads=private)
             report |= {"landlock": self.landlock.version, "threads": private}
         linux.undumpable()
