@@ -71,12 +71,13 @@ class _Recorder(Sandbox):
         return ended
 
 
-def run_battery(sandbox: Sandbox, *, seconds: float = 1.0, memory_mb: int = 256) -> list[Finding]:
+def run_battery(sandbox: Sandbox, *, seconds: float = 1.0, grace: float = 1.0, memory_mb: int = 256) -> list[Finding]:
     """Run every hostile program, as many at a time as the sandbox has workers.
 
     Args:
         sandbox: to try out.
         seconds: limit of each program.
+        grace: seconds after which a program must have ended that is over its limit.
         memory_mb: limit of each program.
 
     Returns:
@@ -88,6 +89,9 @@ def run_battery(sandbox: Sandbox, *, seconds: float = 1.0, memory_mb: int = 256)
     with _bait() as bait, _traces(bait) as left:
         findings = list(sandbox.map(lambda item: _try(*item, bait, sandbox, limits), everything))
         sandbox.close()
+    for finding in findings:
+        if finding.seconds > seconds + grace:
+            finding.complaints.append(f"ended after {finding.seconds:.1f} s of {seconds:g}")
     return [*findings, Finding(name="all of them, afterwards", status="", seconds=0.0, complaints=left)]
 
 
@@ -97,11 +101,12 @@ def _try(kind: str, name: str, bait: Bait, sandbox: Sandbox, limits: Limits) -> 
     program = Template(programs[name]).safe_substitute(values)
     recorder = _Recorder(sandbox)
     outcome = judge(program, tests, recorder, limits)
-    took = max(ended.took for ended in recorder.runs)
-    complaints = list(_complaints(outcome, recorder.runs))
-    if took > limits.seconds + 1:
-        complaints.append(f"ended after {took:.1f} s of {limits.seconds:g}")
-    return Finding(name=f"{kind}: {name}", status=outcome.status, seconds=took, complaints=complaints)
+    return Finding(
+        name=f"{kind}: {name}",
+        status=outcome.status,
+        seconds=max(ended.took for ended in recorder.runs),
+        complaints=list(_complaints(outcome, recorder.runs)),
+    )
 
 
 def _complaints(outcome: Outcome, runs: list[Ended]) -> Iterator[str]:

@@ -25,11 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="try the sandbox out")
     doctor.add_argument("--standard", action="store_true", help="do without namespaces, as where they are not allowed")
     doctor.add_argument("--quick", action="store_true", help="the self-test alone, without the hostile programs")
+    doctor.add_argument(
+        "--grace", type=float, default=1.0, help="seconds that a hostile program may take to end at its limit of 1 s"
+    )
     options = parser.parse_args(arguments)
-    return _doctor(namespaces=False if options.standard else None, quick=options.quick)
+    return _doctor(namespaces=False if options.standard else None, quick=options.quick, grace=options.grace)
 
 
-def _doctor(*, namespaces: bool | None, quick: bool) -> int:
+def _doctor(*, namespaces: bool | None, quick: bool, grace: float) -> int:
     user = f"user {os.geteuid()}" if hasattr(os, "geteuid") else "some user"
     print(f"machine    {platform.system()} {platform.release()}, {platform.machine()}, as {user}")
     print(f"python     {platform.python_version()}, {sys.executable}")
@@ -50,13 +53,13 @@ def _doctor(*, namespaces: bool | None, quick: bool) -> int:
     if quick:
         sandbox.close()
         return 0
-    return _battery(sandbox)
+    return _battery(sandbox, grace)
 
 
-def _battery(sandbox: Sandbox) -> int:
+def _battery(sandbox: Sandbox, grace: float) -> int:
     from lit_reason_code.battery import run_battery
 
-    findings = run_battery(sandbox)
+    findings = run_battery(sandbox, grace=grace)
     statuses = Counter(finding.status for finding in findings if finding.status)
     told = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     slowest = max(finding.seconds for finding in findings)

@@ -65,7 +65,7 @@ def test_there_are_more_than_forty_of_them() -> None:
 
 
 def test_hostile_programs_achieve_nothing_and_leave_nothing(sandbox: Sandbox) -> None:
-    findings = run_battery(sandbox, seconds=0.3)
+    findings = run_battery(sandbox, seconds=0.3, grace=30)
     assert [finding for finding in findings if finding.complaints] == []
     assert len(findings) == 1 + sum(len(programs) for programs, _ in PROBLEMS.values())
 
@@ -73,10 +73,10 @@ def test_hostile_programs_achieve_nothing_and_leave_nothing(sandbox: Sandbox) ->
 @pytest.mark.usefixtures("needs_sandbox")
 def test_the_same_as_a_user_without_rights() -> None:
     if os.geteuid() != 0:  # then all the other tests ran as one
-        assert run_battery(Sandbox(), seconds=0.3)[-1].complaints == []
+        assert run_battery(Sandbox(), seconds=0.3, grace=30)[-1].complaints == []
         return
     with tempfile.TemporaryDirectory() as folder:
-        done = run_as_nobody(Path(folder))
+        done = run_as_nobody(Path(folder), "--grace", "30")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "as user 65534" in done.stdout
     assert "none achieved anything, and nothing of them is left" in done.stdout
