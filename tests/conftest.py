@@ -30,9 +30,9 @@ def tiny_llama(tiny_folders: dict[str, Path]) -> str:
 
 @pytest.fixture(scope="session")
 def plugin_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The template and the distributions that misbehave, really installed, each into a folder for `sys.path`."""
+    """Our plugins and the distributions that misbehave, really installed, each into a folder for `sys.path`."""
     tests = Path(__file__).parent
-    sources = {"template": tests.parent / "plugins" / "template"}
+    sources = {name: tests.parent / "plugins" / name for name in ("template", "lit-reason-code")}
     sources |= {name: tests / "distributions" / name for name in ("broken", "clashing", "shadowing")}
     root = tmp_path_factory.mktemp("distributions")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

@@ -1,6 +1,7 @@
 """Every shipped recipe is parsed and instantiated; SmolLM's train two steps on its architecture, made on disk."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "model")
 
 
+@pytest.fixture
+def installed(recipe: str, plugin_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugins of ours that the recipe's first comment says it needs."""
+    for name in re.findall(r"pip install -e plugins/(\S+)", (ROOT / recipe).read_text()):
+        monkeypatch.syspath_prepend(plugin_folders[name])
+
+
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_is_parsed_and_instantiated(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lit_reason.cli import LitReasonCLI
