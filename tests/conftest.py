@@ -32,7 +32,8 @@ def tiny_llama(tiny_folders: dict[str, Path]) -> str:
 def plugin_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Our plugins and the distributions that misbehave, really installed, each into a folder for `sys.path`."""
     tests = Path(__file__).parent
-    sources = {name: tests.parent / "plugins" / name for name in ("template", "lit-reason-math")}
+    ours = ("template", "lit-reason-math", "lit-reason-code")
+    sources = {name: tests.parent / "plugins" / name for name in ours}
     sources |= {name: tests / "distributions" / name for name in ("broken", "clashing", "shadowing")}
     root = tmp_path_factory.mktemp("distributions")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

@@ -120,6 +120,10 @@ class Dataset(Task):
             scorer=same_answer,
         )
 
+    def recognise(self, rows: Rows) -> Columns:
+        """What the columns of a split mean; for subclasses that know other columns."""
+        return recognise(rows.columns, f"'{self.path}'", self.columns)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the data, which the other process reads for itself."""
         return {**self.__dict__, "_splits": None}
@@ -152,7 +156,7 @@ class Dataset(Task):
         """Read a split and sort out the rows that can be used."""
         rows = read_rows(self.path, split=split, name=self.configuration)
         count = min(len(rows), self.limit or len(rows))
-        columns = recognise(rows.columns, f"'{self.path}'", self.columns)
+        columns = self.recognise(rows)
         part = Part(split, rows, columns)
         rejected: Counter[str] = Counter()
         first: dict[str, str] = {}
