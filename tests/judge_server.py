@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -12,6 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+import torch
+
+from lit_reason.reward import Judgement
+from lit_reason.rewards.judge import Judge
+from lit_reason.types import Problem, Rollout
 
 Fault = Callable[["_Handler", "Request"], bool]
 """Answers in the judge's place, True; or only delays it, False."""
@@ -172,3 +179,25 @@ def flood(handler: _Handler, request: Request) -> bool:
         while not handler.court.leaving.is_set():
             handler.wfile.write(b" " * 65536)
     return True
+
+
+# ---------------------------------------------------------------------- who asks it
+def judge(court, **options) -> Judge:
+    return Judge(**{"url": court.url, "model": "m", "cache": None, "timeout_seconds": 10.0, **options})
+
+
+def rollout(text="<answer> 4 </answer>", *, answer="4", finish_reason="stop") -> Rollout:
+    return Rollout(
+        problem=Problem(prompt=[{"role": "user", "content": "What is 2 + 2?"}], answer=answer),
+        prompt_ids=torch.tensor([1]),
+        completion_ids=torch.zeros(3, dtype=torch.int64),
+        text=text,
+        finish_reason=finish_reason,
+    )
+
+
+def judged(reward, *rollouts) -> list[Judgement]:
+    async def all_of_them():
+        return await asyncio.gather(*map(reward.score, rollouts))
+
+    return asyncio.run(all_of_them())
