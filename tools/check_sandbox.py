@@ -25,7 +25,7 @@ from lit_reason_code.battery import descendants  # noqa: E402 - it may not be in
 from lit_reason_code.generated import GeneratedCode  # noqa: E402
 from lit_reason_code.judging import Limits, Suite, judge  # noqa: E402
 from lit_reason_code.sandbox.pool import Sandbox, shared  # noqa: E402
-from test_code_hostile import BATTERY, run_as_nobody  # noqa: E402
+from test_code_hostile import run_as_nobody  # noqa: E402
 
 CALL = Suite(entry_point="f", inputs=[[n] for n in range(5)], outputs=[n * n for n in range(5)])
 ASSERTS = Suite(tests="assert f(2) == 4\nassert f(3) == 9")
@@ -49,12 +49,20 @@ MIXED = [
 RARE = {"timeout": 0.05}  # its share of what the others have; each costs all of its time
 
 
+DOCTOR = f"""
+import sys
+sys.path.insert(0, {str(PLUGIN)!r})
+from lit_reason_code.doctor import main
+sys.exit(main(["doctor", *sys.argv[1:]]))
+"""
+
+
 def hostile_programs() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for tier in ([], ["--standard"]):
-            subprocess.run([sys.executable, "-c", BATTERY, *tier], check=True)
+            subprocess.run([sys.executable, "-c", DOCTOR, *tier], check=True)
             if os.geteuid() == 0:
-                print(run_as_nobody(Path(folder), *tier).stdout, flush=True)
+                print(run_as_nobody(Path(folder), DOCTOR, *tier).stdout, flush=True)
 
 
 def mixed_runs(count: int) -> None:
@@ -77,26 +85,27 @@ def mixed_runs(count: int) -> None:
     print(f"processes after closing {len(descendants())}")
 
 
-def speed() -> None:
+def speed(count: int = 1000) -> None:
     for namespaces in (None, False):
-        sandbox = Sandbox(workers=1, namespaces=namespaces)
-        tier = sandbox.report().tier
-        for kind, tests, program in (
-            ("script", ECHO, MIXED[0][1]),
-            ("calls", CALL, MIXED[10][1]),
-            ("asserts", ASSERTS, MIXED[12][1]),
-        ):
-            mine = resource.getrusage(resource.RUSAGE_SELF)
-            start = time.perf_counter()
-            for _ in range(500):
+        for kind, (tests, program, _) in (("script", MIXED[0]), ("calls", MIXED[10]), ("asserts", MIXED[12])):
+            sandbox = Sandbox(workers=1, namespaces=namespaces)
+            tier = sandbox.report().tier
+            begun, start = _cpu(), time.perf_counter()
+            for _ in range(count):
                 judge(program, tests, sandbox, Limits())
             seconds = time.perf_counter() - start
-            now = resource.getrusage(resource.RUSAGE_SELF)
-            own = now.ru_utime + now.ru_stime - mine.ru_utime - mine.ru_stime
+            sandbox.close()
+            cpu = _cpu() - begun
             print(
-                f"{tier}: {kind}: {500 / seconds:.0f} a second, one at a time; {own * 2:.2f} ms of CPU in the trainer"
+                f"{tier}: {kind}: {count / seconds:.0f} a second one at a time, {count / cpu:.0f} a second of CPU",
+                flush=True,
             )
-        sandbox.close()
+
+
+def _cpu() -> float:
+    """Seconds of CPU of this process and all that it has seen the end of."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def right_programs() -> None:
