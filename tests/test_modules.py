@@ -130,8 +130,10 @@ def test_golden_run(tmp_path: Path, kind: str) -> None:
     expected = json.loads((GOLDEN / f"{kind}.json").read_text())
     actual = golden_run(kind, tmp_path)
     assert actual.keys() == expected.keys()
+    # what the log-probabilities of many tokens add up to differs with the kind of processor after four optimizer steps
+    loose = {"train/entropy": {"abs": 1e-5}, "train/kl": {"rel": 1e-3}}
     for name, values in expected.items():
-        assert actual[name] == pytest.approx(values, abs=1e-6), name
+        assert actual[name] == pytest.approx(values, **loose.get(name, {"abs": 1e-6})), name
 
 
 def golden_run(kind: str, folder: Path) -> dict[str, list[float]]:
