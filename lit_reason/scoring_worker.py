@@ -91,7 +91,7 @@ class Worker(threading.Thread):
     def _begin(self) -> None:
         try:
             rewards = [w.reward for w in self.rewards if w is not None]
-            context = _context(["__main__", __name__, *sorted({type(reward).__module__ for reward in rewards})])
+            context = _context({__name__, *(type(reward).__module__ for reward in rewards)})
             ours, theirs = context.Pipe()
             niceness = _NICE if all(reward.deadline is None for reward in rewards) else 0  # nor may a clock run in vain
             process = context.Process(target=_work, args=(theirs, niceness), name="reward worker")
@@ -172,15 +172,20 @@ class Worker(threading.Thread):
         return f"killed by signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
 
 
-def _context(modules: list[str]) -> Any:  # noqa: ANN401 - as `Worker.process`
+def _context(modules: set[str]) -> Any:  # noqa: ANN401 - as `Worker.process`
     """How processes start: never as a fork of the one that trains, whose threads may hold locks.
 
-    A fork server imports the modules once for all workers; it serves the process that began it, but no fork of that.
+    A fork server serves the process that began it, but no fork of that. It imports the modules, and those that the
+    script imports, once for all workers: each of them runs the script again, and must not wait for torch with it.
     """
     if sys.platform != "linux" or os.getpid() != _HOME:
         return multiprocessing.get_context("spawn")
+    for value in list(vars(sys.modules["__main__"]).values()):
+        name = getattr(value, "__name__" if inspect.ismodule(value) else "__module__", None)
+        if isinstance(name, str) and name in sys.modules:
+            modules.add(name)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(modules)
+    context.set_forkserver_preload(["__main__", *sorted(modules - {"__main__"})])
     return context
 
 
