@@ -11,6 +11,7 @@ import torch
 import lit_reason.attention as attention_module
 from lit_reason.batching import collate
 from lit_reason.engines import in_process
+from lit_reason.engines import straight as straight_module
 from lit_reason.engines.generate import Generate
 from lit_reason.policy import LoRA, Policy, PolicyOptions
 from lit_reason.rollout import Sampling, roll_out
@@ -234,3 +235,24 @@ def test_an_empty_prompt_is_named(policy: Policy, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(policy, "render", lambda prompt, think: torch.zeros(0, dtype=torch.int64))
     with pytest.raises(UserError, match="problem 'Q' of task 'inline' has an empty prompt"):
         roll_out(policy, problems("Q"), Sampling(max_new_tokens=4))
+
+
+@pytest.mark.parametrize("small", [0, 2**18])
+def test_weights_of_either_size_give_the_tokens_of_plain_generate(
+    tiny_folders: dict[str, Path], small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(straight_module, "SMALL", small)
+    checked: list[bool] = []
+    whole = in_process._Batch._harvest
+
+    def watched(self: in_process._Batch, looked: int) -> object:
+        checked.append(self.checked)
+        return whole(self, looked)
+
+    monkeypatch.setattr(in_process._Batch, "_harvest", watched)
+    for architecture in ("llama", "qwen3"):
+        policy = Policy(PolicyOptions(model=str(tiny_folders[architecture])))
+        ours = roll_out(policy, problems(*TEXTS), Sampling(temperature=0.0, max_new_tokens=16))
+        plain = policy.generate([r.prompt_ids for r in ours], do_sample=False, max_new_tokens=16)
+        assert tokens(ours) == [ids.tolist() for ids in plain]
+    assert checked.count(True) > 20, "the straight step was taken for wrong"

@@ -1,10 +1,10 @@
 """One decoding step of a Llama-like model written out in a straight line, for small models on slow dispatchers.
 
 A step of a small model costs as much in Python as in arithmetic. This is transformers' forward pass for one token a
-row, without its modules in between: the same operations, a quarter of the dispatches. On a CPU it multiplies with
-transposed copies of the weights, made once for a rollout: matrix products of a few dozen rows with weights as they are
-stored take two to four times as long there. The engine compares its first step with the model's own and goes on with
-that where they differ.
+row, without its modules in between: the same operations, a quarter of the dispatches. On a CPU it does not multiply a
+few dozen rows by weights as they are stored, which takes two to four times as long there as the other ways around:
+small weights are copied and transposed once for a rollout, large ones are multiplied by the transposed rows. The engine
+compares its first step with the model's own and goes on with that where they differ.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"llama", "mistral", "qwen2", "qwen3"}
 """Model types whose decoder layer is the one below; Qwen3's norms of queries and keys included."""
 
-MOST_COPIED = 2**28
-"""Parameters of the largest model whose weights are copied: 1 GiB in float32."""
+SMALL = 2**18
+"""Numbers in the largest weight that is copied; above it the copy gains nothing over transposing the rows."""
 
 Project = Callable[[Tensor], Tensor]
 """(S, in) -> (S, out)."""
@@ -40,13 +40,12 @@ class Straight:
 
     def __init__(self, lm: Any, longest: int) -> None:  # noqa: ANN401 - a transformers model
         model = lm.base_model
-        weights = sum(p.numel() for p in lm.parameters())
-        copy = lm.device.type == "cpu" and lm.dtype == torch.float32 and weights <= MOST_COPIED
+        turn = lm.device.type == "cpu" and lm.dtype == torch.float32
         self.embed = model.embed_tokens
-        self.layers = [_Layer(number, layer, copy) for number, layer in enumerate(model.layers)]
+        self.layers = [_Layer(number, layer, turn) for number, layer in enumerate(model.layers)]
         self.final = _norm(model.norm)
         head = lm.get_output_embeddings()
-        self.head: Project | None = _joined([head], copy) if copy and type(head) is nn.Linear else None
+        self.head: Project | None = _joined([head], turn) if turn and type(head) is nn.Linear else None
         """The language-modelling head on what a step gives; None where the policy's own will do."""
         like = model.embed_tokens.weight.new_zeros(1, 1, 1)
         cos, sin = model.rotary_emb(like, position_ids=torch.arange(longest, device=like.device)[None])
@@ -71,16 +70,16 @@ def straight(lm: Any, longest: int) -> Straight | None:  # noqa: ANN401 - a tran
 class _Layer:
     """One decoder layer."""
 
-    def __init__(self, number: int, layer: Any, copy: bool) -> None:  # noqa: ANN401 - a transformers decoder layer
+    def __init__(self, number: int, layer: Any, turn: bool) -> None:  # noqa: ANN401 - a transformers decoder layer
         attention, mlp = layer.self_attn, layer.mlp
         self.number, self.width, self.scale = number, attention.head_dim, attention.scaling
         self.head_norms = [_norm(norm) if (norm := getattr(attention, n, None)) else None for n in ("q_norm", "k_norm")]
         config = attention.config
         self.heads = config.num_attention_heads, config.num_key_value_heads
-        self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], copy, layer.input_layernorm)
-        self.out = _joined([attention.o_proj], copy)
-        self.gate_up = _joined([mlp.gate_proj, mlp.up_proj], copy, layer.post_attention_layernorm)
-        self.down = _joined([mlp.down_proj], copy)
+        self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], turn, layer.input_layernorm)
+        self.out = _joined([attention.o_proj], turn)
+        self.gate_up = _joined([mlp.gate_proj, mlp.up_proj], turn, layer.post_attention_layernorm)
+        self.down = _joined([mlp.down_proj], turn)
         self.activation = mlp.act_fn
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
@@ -98,11 +97,15 @@ class _Layer:
         return hidden + self.down(self.activation(gate) * up)
 
 
-def _joined(modules: Sequence[Any], copy: bool, norm: Any = None) -> Project:  # noqa: ANN401 - transformers' modules
-    """Projections of the same input, normalised first where there is a norm, as one: their outputs side by side."""
+def _joined(modules: Sequence[Any], turn: bool, norm: Any = None) -> Project:  # noqa: ANN401 - transformers' modules
+    """Projections of the same input, normalised first where there is a norm, as one: their outputs side by side.
+
+    With `turn`, weights are not multiplied as they are stored.
+    """
     linears = [linear for module in modules if (linear := _plain(module)) is not None]
     biased = [linear.bias is not None for linear in linears]
-    if copy and len(linears) == len(modules) and all(biased) == any(biased):
+    small = turn and all(linear.weight.numel() <= SMALL for linear in linears)
+    if small and len(linears) == len(modules) and all(biased) == any(biased):
         weight = torch.cat([linear.weight for linear in linears])
         first = None
         if norm is not None:
@@ -113,7 +116,7 @@ def _joined(modules: Sequence[Any], copy: bool, norm: Any = None) -> Project:  #
         last: Project = partial(torch.mm, mat2=weight) if bias is None else partial(_affine, weight=weight, bias=bias)
     else:
         first = None if norm is None else _norm(norm)
-        projects = [_bare(module) for module in modules]
+        projects = [_bare(module, turn) for module in modules]
         last = projects[0] if len(projects) == 1 else lambda x: torch.cat([project(x) for project in projects], -1)
     return last if first is None else lambda x: last(first(x))
 
@@ -128,10 +131,17 @@ def _plain(module: Any) -> nn.Linear | None:  # noqa: ANN401 - a projection of a
     return base if type(base) is nn.Linear else None
 
 
-def _bare(module: Any) -> Project:  # noqa: ANN401 - as above
+def _bare(module: Any, turn: bool) -> Project:  # noqa: ANN401 - as above
     """A projection without the module around it, where that does nothing more."""
     linear = _plain(module)
-    return module if linear is None else partial(F.linear, weight=linear.weight, bias=linear.bias)
+    if linear is None:
+        return module  # type: ignore[no-any-return]  # modules are callable
+    return partial(_turned if turn else F.linear, weight=linear.weight, bias=linear.bias)
+
+
+def _turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product = torch.mm(weight, x.t()).t().contiguous()
+    return product if bias is None else product.add_(bias)
 
 
 def _norm(module: Any, *, weighted: bool = True) -> Project:  # noqa: ANN401 - one of transformers' many RMSNorms
