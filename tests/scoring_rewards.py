@@ -223,7 +223,7 @@ class Quick(Remembered):
 class ByRank(Reward):
     """By rank and place in the group, as the completion's text says: 0, 1, 2, 3, and 0, never, 2, 4."""
 
-    deadline = 0.5
+    deadline = 1.0
 
     def score(self, rollout: Rollout) -> Judgement:
         rank, place = map(int, rollout.text.split())
