@@ -104,8 +104,11 @@ def normalised(distribution: str) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """An exception as one line."""
-    text = " ".join(str(error).split())
+    """An exception as one line; `str` of a stranger's may raise."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - see above
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -262,7 +262,12 @@ class Scorer:
         else:
             self._loop = self._loop or Loop()
             finished = self._finished
-            self._loop.run(answer, lambda findings: finished.put(item.settle(findings)))
+            name, rows = self.rewards[number].name, len(item.rows)
+            self._loop.run(
+                answer,
+                lambda findings: finished.put(item.settle(findings)),
+                lambda error: [failure(f"reward '{name}' raised {type(error).__name__}")] * rows,
+            )
 
     def _settle(self, item: Item) -> Iterable[Group]:
         """Fill in what came of an item; the groups that may now go on."""

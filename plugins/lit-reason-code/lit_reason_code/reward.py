@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import Hashable
@@ -80,8 +81,12 @@ class Code(Reward):
         return Judgement(value=0.0, status="missing") if extract_program(rollout.text) is None else None
 
     def cache_key(self, rollout: Rollout) -> Hashable | None:
-        problem = rollout.problem
-        return problem.task, problem.id, extract_program(rollout.text)
+        # ids may be missing, and the same in two problems: what a judgement depends on are the tests
+        try:
+            tests = repr(self._tests(rollout.problem))
+        except UnsupportedTestError:
+            return None
+        return hashlib.sha256(tests.encode(errors="surrogatepass")).digest(), extract_program(rollout.text)
 
     async def score(self, rollout: Rollout) -> Judgement:
         if (judgement := self.quick(rollout)) is not None:
