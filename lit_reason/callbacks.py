@@ -304,7 +304,8 @@ def closing_lines(folder: Path, *, how: str, minutes: float) -> list[str]:
         if last == first:
             lines.append(f"accuracy  {percent(final, 'accuracy')} at step {last}")
         else:
-            best_step, best = max(validated, key=lambda entry: entry[1]["accuracy"])
+            # the base's figure has come through float32 and back; the first of equals is the best
+            best_step, best = max(validated, key=lambda entry: round(entry[1]["accuracy"], 6))
             points = 100 * (final["accuracy"] - base["accuracy"])
             start = "base" if first == 0 else f"step {first}"
             gained = (

@@ -116,7 +116,11 @@ class WeightedReward:
     def __post_init__(self) -> None:
         deadline, on_timeout, memory_mb = self.reward.deadline, self.reward.on_timeout, self.reward.memory_mb
         for option, good, expected in (
-            ("deadline", deadline is None or _above_zero(deadline), "seconds above 0, or None for no end"),
+            (
+                "deadline",
+                deadline is None or 0 < deadline <= 1e6,
+                "seconds above 0 and at most 1e6, or None for no end",
+            ),
             ("on_timeout", on_timeout is None or math.isfinite(on_timeout), "a finite number or None"),
             ("memory_mb", memory_mb is None or _above_zero(memory_mb), "MiB above 0, or None for no bound"),
         ):

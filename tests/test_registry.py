@@ -83,7 +83,11 @@ def test_finding_and_naming_plugins_imports_neither_torch_nor_plugins(plugin_fol
     [
         (
             "acuracy",
-            ["no reward named 'acuracy' is installed", "did you mean 'accuracy'?", "installed: accuracy, format"],
+            [
+                "no reward named 'acuracy' is installed",
+                "did you mean 'accuracy'?",
+                "installed: accuracy, cosine, format",
+            ],
         ),
         ("Accuracy", ["did you mean 'accuracy'?"]),
         ("lit-reason/acuracy", ["did you mean 'lit-reason/accuracy'?"]),

@@ -103,7 +103,7 @@ class Reasoner(LightningModule, ABC):
         self.last_rollouts: list[Rollout] = []
         self.last_validation: list[Rollout] = []
         self.base_metrics: dict[str, float] | None = None
-        self._fitted = self._warned = False
+        self._fitted = self._warned = self._unjudged = False
         self.updater = Updater(
             self,
             loss,
@@ -201,8 +201,15 @@ class Reasoner(LightningModule, ABC):
         speed = sum(r.length for r in rollouts) / max(seconds, 1e-9)
         self.log_phase(means, {"tokens_per_second": speed, "too_long": float(asked - len(rollouts))})
         # a rank may have nothing but long prompts while others go on
-        made, wanted = self.sum_of_ranks(torch.tensor([len(rollouts), asked], device=self.device)).tolist()
+        counts = [len(rollouts), asked, len(means["reward"])]
+        made, wanted, judged = self.sum_of_ranks(torch.tensor(counts, device=self.device)).tolist()
         self._check_room(made, wanted)
+        if made and not judged and not self._unjudged:
+            self._unjudged = True
+            rank_zero_warn(
+                f"no reward applied to any of the {made} completions of a phase, so nothing is learnt from it. "
+                "train/reward/<name>/... in metrics.csv says what became of them"
+            )
 
     def log_phase(self, means: Mapping[str, Sequence[float]], sums: Mapping[str, float]) -> None:
         """Log means over the rows, and sums, of all ranks; every rank must name the same figures.

@@ -156,26 +156,44 @@ def _mbpp(row: Row) -> _Read:
     lines = _list(row, "test_list")
     imports = row.get("test_imports")
     setup = "\n".join(map(str, imports)) if isinstance(imports, list) else row.get("test_setup_code")
+    setup = setup if isinstance(setup, str) else ""
     question = _text(row, "text" if row.get("text") else "prompt")
     program = row.get("code")
     return _Read(
         # not the tests themselves: a program could repeat what they expect
-        question=f"{question}\n\nIt is called like this: `{_first_call(lines)}`",
+        question=f"{question}\n\nIt is called like this: `{_first_call(lines, setup)}`",
         program=program if isinstance(program, str) else None,
-        tests=Suite(tests="\n".join(lines), setup=setup if isinstance(setup, str) else ""),
+        tests=Suite(tests="\n".join(lines), setup=setup),
     )
 
 
-def _first_call(lines: list[str]) -> str:
-    """The call of the program's function in the first test: the outermost of a name that is not built in."""
+def _first_call(lines: list[str], setup: str) -> str:
+    """The call of the program's function in the first test: the outermost of a name that nothing else defines.
+
+    What the setup defines or imports compares: its arguments would give away what is expected.
+    """
     try:
-        tree = ast.parse(lines[0])
+        tree, given = ast.parse(lines[0]), _defined(ast.parse(setup))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise RowError("a test is no Python") from None
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and not (hasattr(builtins, node.func.id) or node.func.id in given)
+        ):
             return ast.unparse(node)
     raise RowError("a test calls no function")
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).partition(".")[0])
+    return names
 
 
 def _apps(row: Row) -> _Read:
