@@ -122,7 +122,7 @@ class WeightedReward:
                 "seconds above 0 and at most 1e6, or None for no end",
             ),
             ("on_timeout", on_timeout is None or math.isfinite(on_timeout), "a finite number or None"),
-            ("memory_mb", memory_mb is None or _above_zero(memory_mb), "MiB above 0, or None for no bound"),
+            ("memory_mb", memory_mb is None or 0 < memory_mb <= 2**40, "MiB above 0 and at most 2**40, or None"),
         ):
             if not good:
                 raise UserError(
@@ -143,10 +143,6 @@ class WeightedReward:
     def isolated(self) -> bool:
         """Whether it must be judged in a process that can be ended."""
         return self.reward.deadline is not None or self.reward.memory_mb is not None
-
-
-def _above_zero(value: float) -> bool:
-    return math.isfinite(value) and value > 0
 
 
 def weighted_rewards(references: Sequence[RewardRef]) -> list[WeightedReward]:

@@ -57,8 +57,8 @@ class Code(Reward):
     ) -> None:
         if not 0 < timeout <= 3600:
             raise UserError(f"reward 'code': timeout must be above 0 and at most 3600 seconds, got {timeout}")
-        if memory_mb < 128:
-            raise UserError(f"reward 'code': memory_mb must be 128 MiB or more, got {memory_mb}")
+        if not 128 <= memory_mb <= 2**40:
+            raise UserError(f"reward 'code': memory_mb must be 128 MiB or more, and at most 2**40, got {memory_mb}")
         if score not in ("all", "fraction"):
             raise UserError(f"reward 'code': score must be 'all' or 'fraction', got '{score}'")
         if max_tests is not None and max_tests < 1:
