@@ -54,7 +54,7 @@ def fit(tmp_path, monkeypatch, capsys):
         (["--trainer.max_stps", "4"], "there is no option 'trainer.max_stps'; did you mean 'trainer.max_steps'?"),
         (["--modl", "GRPO"], "there is no option 'modl'; did you mean 'model'?"),
         (["--model", "GRPOO"], "model: there is no class 'GRPOO'; did you mean 'GRPO'?"),
-        (["--model.advantage", "foo"], "model.advantage: expected one of group, batch, none, rloo, got 'foo'"),
+        (["--model.advantage", "foo"], "model.advantage: expected one of group, batch, none, rloo, reinforce++, normalize_then_sum, got 'foo'"),
         (["--model.optimizer.lr", "abc"], "model.optimizer.lr: expected float, got 'abc'"),
         (["--model.optimizer", "SGDD"], "model.optimizer: there is no class 'SGDD'; did you mean 'SGD'?"),
         (["--trainer.callbacks", "nope.Foo"], "trainer.callbacks: No module named 'nope'"),
