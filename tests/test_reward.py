@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
+from lit_reason import GRPO, PolicyOptions, Sampling
 from lit_reason.reward import Judgement, Reward, WeightedReward, weighted_rewards
 from lit_reason.scoring import Scorer
 from lit_reason.scoring_group import Tally
@@ -143,3 +146,15 @@ def test_rewards_may_be_async_and_say_how_they_judged() -> None:
     assert [r.rewards for r in rows] == [{"slow": v, "rank": i} for i, v in enumerate((None, 0.5, 0.5))]
     assert tallies["slow"].statuses == {"ok": 1, "half": 2}
     assert tallies["rank"].statuses == {"ok": 3}
+
+
+def test_a_phase_of_which_no_reward_says_anything_is_told_once(tiny_llama: str) -> None:
+    def nothing(rollout: Rollout) -> None:
+        return None
+
+    module = GRPO([nothing], policy=PolicyOptions(model=tiny_llama), sampling=Sampling(max_new_tokens=4), group_size=2)
+    problems = [Problem(prompt=[{"role": "user", "content": f"{n}"}]) for n in range(2)]
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="no reward applied to any of the 2 completions") as told:
+        trainer.fit(module, DataLoader(problems, collate_fn=list))
+    assert sum("no reward applied" in str(warning.message) for warning in told) == 1
