@@ -274,7 +274,10 @@ def test_sound_rewards_pass(reward: Reward) -> None:
         (Remembers, "got another reward in another order"),
         (Meddles, "was changed; a reward only looks"),
         (Unfinished, "implements neither 'score' nor 'score_group'"),
-        (HurriedInVain, "reward 'HurriedInVain': deadline must be seconds above 0, or None for no end, got 0.0"),
+        (
+            HurriedInVain,
+            "reward 'HurriedInVain': deadline must be seconds above 0 and at most 1e6, or None for no end, got 0.0",
+        ),
         (WithLambda, "pickling the reward raised"),
     ],
 )

@@ -76,7 +76,8 @@ def test_it_conforms() -> None:
     ("options", "message"),
     [
         ({"timeout": 0}, "timeout must be above 0 and at most 3600 seconds, got 0"),
-        ({"memory_mb": 16}, "memory_mb must be 128 MiB or more, got 16"),
+        ({"memory_mb": 16}, "memory_mb must be 128 MiB or more, and at most 2**40, got 16"),
+        ({"memory_mb": 2**41}, "memory_mb must be 128 MiB or more, and at most 2**40, got 2199023255552"),
         ({"score": "some"}, "score must be 'all' or 'fraction', got 'some'"),
         ({"max_tests": 0}, "max_tests must be 1 or more, got 0"),
         ({"entry_point": "f()"}, "entry_point must be the name of a function, got 'f()'"),
