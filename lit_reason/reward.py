@@ -100,7 +100,8 @@ class Reward:
     def cache_key(self, rollout: Rollout) -> Hashable | None:
         """What a judgement depends on, such as `(gold, answer)`: rollouts with equal keys are judged once.
 
-        None for what must not be remembered. For rewards that implement `score`.
+        Text, bytes, numbers, or tuples of these; None for what must not be remembered. For rewards that implement
+        `score`.
         """
         return None
 

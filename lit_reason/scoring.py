@@ -294,7 +294,8 @@ class Scorer:
             if finding.error is None or masked:
                 continue
             if finding.fatal or self.failures == "error":
-                group.error = finding.error
+                advice = "" if finding.fatal else ". Mend the reward, or set failures: exclude to leave such rows out"
+                group.error = finding.error + advice
                 return
             self._tallies[weighted.name].failures += 1
             if weighted.name not in self._warned:
