@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lit_reason.plugins import RewardRef
-from lit_reason.types import Rollout, UserError
+from lit_reason.types import Problem, Rollout, UserError
 
 FIGURES = frozenset({"seconds", "seconds_per_item", "cached"})
 """What is logged of every reward beside its statuses, which therefore cannot be called so."""
@@ -79,6 +79,16 @@ class Reward:
     deadline: float | None = None
     on_timeout: float | None = None
     memory_mb: int | None = None
+
+    def setup(self, problem: Problem | None) -> None:
+        """Called once before a fit, in the process that trains, and before a model loads: what can be told now, should.
+
+        Args:
+            problem: the first to train on; None where that is not known.
+
+        Raises:
+            UserError: the reward cannot judge such problems, or lacks what it needs.
+        """
 
     def score(self, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The reward of one rollout, finite, or None when it does not apply to this row."""
