@@ -201,9 +201,8 @@ def test_making_a_reference_loads_nothing() -> None:
             "reward 'own_plugins.Rich' has no option 'bounds.lo'",
         ),
         (
-            {"own_plugins.Rich": {"words": ["a"], "inner": {"format": {"sorry": 1}}}},
-            "reward 'own_plugins.Rich' option 'inner': reward 'format' has no option 'sorry'; its options: strict, "
-            "weight",
+            {"own_plugins.Rich": {"words": ["a"], "inner": {"format": {"no": 1}}}},
+            "reward 'own_plugins.Rich' option 'inner': reward 'format' has no option 'no'; its options: strict, weight",
         ),
         ({"format": {"weight": "heavy"}}, "reward 'format': weight must be a finite number, got 'heavy'"),
         ({"format": {"weight": math.nan}}, "reward 'format': weight must be a finite number, got nan"),

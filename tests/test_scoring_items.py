@@ -80,6 +80,15 @@ def test_an_item_that_hangs_is_ended_and_no_other(scorer, workers, on_timeout) -
     assert values(pool, group("dddd")) == [4.0]
 
 
+def test_timeouts_are_told_once_with_their_number(scorer) -> None:
+    pool = scorer(Timed(on_timeout=-1.0))
+    with pytest.warns(UserWarning, match="1 of 2 completions were not judged within its deadline of 0.4 s and get -1"):
+        pool.collect(group("a", "sleep"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool.collect(group("sleep"))
+
+
 def test_a_group_that_hangs_is_one_item(scorer) -> None:
     pool = scorer(Endless(), failures="exclude")
     rows = [*group("a", "sleep"), *group("b", "c", number=1)]
