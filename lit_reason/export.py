@@ -123,9 +123,7 @@ def export(
     from lit_reason.trained import load_trained
 
     logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"transformers\.|peft\."
-    )  # one library to the other
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     trained = load_trained(path, base)
     origin = _check_kind(trained, kind)
     if push and kind == "adapter" and Path(origin).is_dir():
@@ -214,7 +212,7 @@ def _write_adapter(policy: Policy, folder: Path, origin: str, dtype: str | None)
         for p in policy.parameters():
             if p.requires_grad:
                 p.data = p.data.to(getattr(torch, dtype))
-    config: Any = policy.model.peft_config["default"]  # type: ignore[index, union-attr]  # a PeftModel
+    config: Any = policy.model.peft_config["default"]  # type: ignore[index]  # a PeftModel
     config.base_model_name_or_path, config.revision = origin, policy.options.revision
     policy.save_pretrained(folder)
     _keep_ends(policy, folder)

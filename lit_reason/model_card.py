@@ -112,9 +112,10 @@ def base_licence(base: str) -> str | None:
     if not isinstance(card, str | Path) or not Path(card).is_file():
         return None
     try:
-        return ModelCard.load(card).data.license
+        licence = ModelCard.load(card).data.license
     except (ValueError, yaml.YAMLError):  # somebody else's card
         return None
+    return licence if isinstance(licence, str) else None
 
 
 def presentable(value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds

@@ -129,7 +129,7 @@ def _options(config: dict[str, Any]) -> PolicyOptions:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=PolicyOptions)
-    options: PolicyOptions = parser.instantiate_classes(parser.parse_object({"policy": config})).policy
+    options: PolicyOptions = parser.instantiate(parser.parse_object({"policy": config})).policy
     return options
 
 
@@ -138,9 +138,10 @@ def _load(policy: Policy, state: dict[str, Tensor], path: Path) -> bool:
     """Put a state into a policy, in the state's own precision; whether frozen weights were others before."""
     frozen = {name for name, p in policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
     own = policy.state_dict()
-    strange = sorted(set(state) ^ set(own))
-    absent = sorted(set(own) - set(state) - frozen)
-    if absent or set(state) - set(own):
+    absent = set(own) - set(state)
+    if absent == frozen:  # adapters alone
+        absent = set()
+    if strange := sorted(absent | (set(state) - set(own))):
         raise UserError(f"the weights in '{path}' are not those of '{policy.options.model}': such as {strange[0]}")
     moved = False
     for name, parameter in policy.named_parameters(remove_duplicate=False):
@@ -164,13 +165,14 @@ def _load(policy: Policy, state: dict[str, Tensor], path: Path) -> bool:
 # ------------------------------------------------------------------ shards
 def _gather(folder: Path) -> dict[str, Tensor]:
     """The policy's weights from a folder of shards, whatever the number of processes that wrote it."""
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    class Reader(checkpoint.FileSystemReader):
-        def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401, ARG002 - torch's signature
+    class Reader(FileSystemReader):
+        def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401 - torch's signature
             metadata = _read_metadata(folder / SHARDED)
-            metadata.storage_meta = metadata.storage_meta or checkpoint.metadata.StorageMeta()  # type: ignore[attr-defined]  # a submodule
+            metadata.storage_meta = metadata.storage_meta or StorageMeta()
             metadata.storage_meta.load_id = self.load_id
             return metadata
 
@@ -180,7 +182,7 @@ def _gather(folder: Path) -> dict[str, Tensor]:
         for name, found in _read_metadata(folder / SHARDED).state_dict_metadata.items()
         if name.startswith(prefix) and isinstance(found, TensorStorageMetadata)  # of other things none is unpickled
     }
-    checkpoint.load(state, storage_reader=Reader(folder), no_dist=True)
+    load(state, storage_reader=Reader(folder), no_dist=True)
     return {name.removeprefix("state_dict."): x for name, x in state.items()}
 
 
@@ -191,13 +193,19 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 class _Records(pickle.Unpickler):
-    """Reads the dataclasses of torch.distributed.checkpoint and the plain types in them."""
-
-    PLAIN = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}
+    """Reads the records of torch.distributed.checkpoint and the plain types in them."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - pickle's signature
-        found = super().find_class(module, name) if module.split(".")[0] in ("torch", "collections") else None
-        own = module.startswith("torch.distributed.checkpoint.") and isinstance(found, type) and "." not in name
-        if own or (module, name) in self.PLAIN or isinstance(found, torch.dtype):
-            return found
+        where = "torch.distributed.checkpoint."
+        record = (module == f"{where}metadata" and name.isidentifier()) or (module, name) == (
+            f"{where}filesystem",
+            "_StorageInfo",
+        )
+        plain = (module, name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
+        plain |= module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath")
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if record or plain or dtype:
+            found = super().find_class(module, name)
+            if not record or found.__module__ == module:  # and not what a module has only imported
+                return found
         raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
