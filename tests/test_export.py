@@ -1,4 +1,4 @@
-"""Exports: plain libraries load them and say what the trainer says; nothing half-written, nothing secret, no code run."""
+"""Exports: plain libraries load them and say what the trainer says; nothing half-written, no secrets, no code run."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ from lit_reason.__main__ import main
 from lit_reason.batching import collate
 from lit_reason.model_card import presentable
 from lit_reason.trained import load_trained
-from lit_reason.types import Problem, Rollout, UserError
+from lit_reason.types import Problem, UserError
 
 CONFIG = """
 model:
@@ -229,7 +229,11 @@ class Hub(BaseHTTPRequestHandler):
             files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
             answer = {"files": [f | {"shouldIgnore": False, "oid": None} for f in files]}
         if "/commit/" in self.path:
-            answer = {"success": True, "commitOid": "0" * 40, "commitUrl": f"{huggingface_hub.constants.ENDPOINT}/me/model/commit/{0:040}"}
+            answer = {
+                "success": True,
+                "commitOid": "0" * 40,
+                "commitUrl": f"{huggingface_hub.constants.ENDPOINT}/me/model/commit/{0:040}",
+            }
         self._answer(answer)
 
     def do_GET(self):
