@@ -18,6 +18,8 @@ lit-reason {version}: teach small language models to reason
   validate   measure a policy           lit-reason validate --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
   test       the same, under that name  lit-reason test --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
   predict    write completions          lit-reason predict --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
+  export     write a model folder       lit-reason export runs/grpo --to hf
+  merge      average models             lit-reason merge runs/a/model runs/b/model --out soup
   plugins    list, show, check plugins  lit-reason plugins list
 
 Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_config shows them all with their values.
@@ -25,7 +27,7 @@ Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_confi
 --version prints the version, --debug (or LIT_REASON_DEBUG=1) the traceback of an error.
 """  # noqa: E501 - a command is copied whole
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "plugins")
+COMMANDS = (*TRAINING, "export", "merge", "plugins")
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}"
         print(f"error: no subcommand '{command}': {hint}", file=sys.stderr)
         return 2
-    return guarded(lambda: _train(arguments) if command in TRAINING else _plugins(arguments[1:]))
+    return guarded(lambda: _route(command, arguments))
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -104,16 +106,23 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _train(arguments: list[str]) -> int:
+def _route(command: str, arguments: list[str]) -> int:
+    """Hand over to a subcommand's part; only what it needs is imported."""
+    if command == "plugins":
+        from lit_reason.plugin_commands import main as plugins
+
+        return plugins(arguments[1:])
+    if command == "export":
+        from lit_reason.export import main as export
+
+        return export(arguments[1:])
+    if command == "merge":
+        from lit_reason.merge import main as merge
+
+        return merge(arguments[1:])
     from lit_reason.cli import run  # torch and Lightning take seconds
 
     return run(arguments)
-
-
-def _plugins(arguments: list[str]) -> int:
-    from lit_reason.plugin_commands import main as plugins
-
-    return plugins(arguments)
 
 
 if __name__ == "__main__":

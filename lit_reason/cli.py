@@ -67,8 +67,24 @@ class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run directory, ready to be given to `--config` again.
 
     It goes to `config.yaml` for fit and to `validate.yaml` and so on for the others, which may share a fit's directory.
-    A resumed run replaces the file: `overwrite` is on, and `run_directory` keeps fresh runs apart.
+    A resumed run replaces the file: `overwrite` is on, and `run_directory` keeps fresh runs apart. A run that ends
+    before its model is loaded has never begun, and leaves no directory.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "predict")
 
 
 class LitReasonCLI(LightningCLI):

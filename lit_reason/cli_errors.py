@@ -209,7 +209,14 @@ def _unrecognized(match: re.Match[str]) -> Cause:
 
 
 def _wrong_type(match: re.Match[str]) -> Cause:
-    return Cause(text=f"expected {_nice(match[1])}, got {match[2].strip()!r}")
+    return _expected([match[1]], match[2].strip())
+
+
+def _expected(types: Sequence[str], value: str) -> Cause:
+    """What was expected, and how to write one thing where a list is."""
+    shown = list(dict.fromkeys(map(_nice, types)))
+    hint = f"; write '[{value}]'" if "a list" in shown and re.fullmatch(r"[\w./-]+", value) else ""
+    return Cause(text=f"expected {' or '.join(shown)}, got {value!r}{hint}")
 
 
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Cause]], ...] = (
@@ -273,8 +280,7 @@ def _best(entries: list[str], text: str) -> Cause:
     if shapeless and not known_type:
         return boil_down(shapeless[0])
     if types and value:
-        shown = dict.fromkeys(_nice(name) for name in sorted(types, key=lambda name: "NoneType" in name))
-        return Cause(text=f"expected {' or '.join(shown)}, got {value[1].strip()!r}")
+        return _expected(sorted(types, key=lambda name: "NoneType" in name), value[1].strip())
     return boil_down((telling or entries)[0])
 
 

@@ -7,10 +7,10 @@ import inspect
 import math
 import time
 import traceback
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_reason.registry import cause
 from lit_reason.reward import Judgement, WeightedReward
@@ -53,7 +53,8 @@ Answer = list[Finding] | Coroutine[Any, Any, list[Finding]]
 def judge(weighted: WeightedReward, rollouts: Sequence[Rollout]) -> Answer:
     """Findings of one item, of one rollout or of a group if the reward judges groups; or something that awaits them."""
     start = time.perf_counter()
-    try:
+
+    def ask() -> Answer:
         if not weighted.grouped:
             given: Any = [weighted.reward.score(rollouts[0])]
         else:
@@ -63,7 +64,22 @@ def judge(weighted: WeightedReward, rollouts: Sequence[Rollout]) -> Answer:
         if inspect.isawaitable(given) or any(map(inspect.isawaitable, given)):
             return _awaited(weighted, rollouts, given, start)
         return _checked(weighted, rollouts, given, start)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a reward raises
+
+    return _guarded(weighted, rollouts, ask, start)
+
+
+T = TypeVar("T")
+
+
+def _guarded(
+    weighted: WeightedReward, rollouts: Sequence[Rollout], ask: Callable[[], T], start: float
+) -> T | list[Finding]:
+    """What calling a reward gives, or what came of whatever it raises; all but Ctrl-C, which is somebody else's."""
+    try:
+        return ask()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - see above
         return _raised(weighted, rollouts, error, start)
 
 
@@ -79,34 +95,46 @@ async def _awaited(weighted: WeightedReward, rollouts: Sequence[Rollout], given:
 async def _caught(given: Any, rollouts: Sequence[Rollout] | None = None) -> tuple[Any, BaseException | None]:  # noqa: ANN401 - as above
     """What something comes to if it is awaited, a group's values as a list; or what it raises.
 
-    In an event loop even what would end a program is a reward's own doing, and would end the loop.
+    In an event loop even Ctrl-C is a reward's own doing, and would end the loop.
     """
     try:
         value = await given if inspect.isawaitable(given) else given
         return (value if rollouts is None else _values(value, rollouts)), None
-    except (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - see above
+    except BaseException as error:  # noqa: BLE001 - see above
         return None, error
 
 
 def quick(weighted: WeightedReward, rollout: Rollout) -> Finding | None:
     """What a reward can say of a rollout at once; None when that is nothing."""
     start = time.perf_counter()
-    try:
+
+    def ask() -> list[Finding] | None:
         judgement = weighted.reward.quick(rollout)
-        return None if judgement is None else _checked(weighted, [rollout], [judgement], start)[0]
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
-        return _raised(weighted, [rollout], error, start)[0]
+        return None if judgement is None else _checked(weighted, [rollout], [judgement], start)
+
+    found = _guarded(weighted, [rollout], ask, start)
+    return found[0] if found else None
 
 
 def cache_key(weighted: WeightedReward, rollout: Rollout) -> Hashable | Finding:
     """What the judgement of a rollout is remembered by, None for not at all; a finding when that goes wrong."""
-    start = time.perf_counter()
-    try:
+
+    def ask() -> Hashable | list[Finding]:
         key = weighted.reward.cache_key(rollout)
-        hash(key)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
-        return _raised(weighted, [rollout], error, start)[0]
-    return key
+        if _plain(key):
+            return key
+        wrong = f"gave the cache_key {_shown(key)}; expected text, bytes, numbers, or tuples of these"
+        return [failure(f"reward '{weighted.name}' {wrong}")]
+
+    found = _guarded(weighted, [rollout], ask, time.perf_counter())
+    return found[0] if isinstance(found, list) else found
+
+
+def _plain(key: object) -> bool:
+    """Whether comparing it cannot fail, nor run code of anybody's."""
+    if type(key) is tuple:
+        return all(map(_plain, key))
+    return key is None or type(key) in (str, bytes, bool, int, float)
 
 
 def _values(given: Any, rollouts: Sequence[Rollout]) -> list[Any]:  # noqa: ANN401 - as above
@@ -138,8 +166,7 @@ def _finding(name: str, rollout: Rollout, given: Any, seconds: float) -> Finding
         return Finding(judgement=replace(judgement, value=number), seconds=seconds)
     return Finding(
         judgement=Judgement(value=None, status=NONFINITE),
-        error=f"reward '{name}' returned {number} for problem '{rollout.problem.id}'; expected a finite number or "
-        "None. Mend the reward, or set failures: exclude to leave such rows out",
+        error=f"reward '{name}' returned {number} for problem '{rollout.problem.id}'; expected a finite number or None",
         seconds=seconds,
     )
 
@@ -148,7 +175,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - as above
     """A value as part of one line."""
     try:
         return " ".join(repr(value).split())[:200]
-    except Exception:  # noqa: BLE001 - as above
+    except BaseException:  # noqa: BLE001 - as above
         return "a value"
 
 

@@ -19,6 +19,7 @@ from lit_reason.registry import Plugin, PluginError, cause, installed, normalise
 from lit_reason.types import UserError
 
 OK, BROKEN, USAGE = 0, 1, 2
+_LIMITS = ("deadline", "on_timeout", "memory_mb")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,16 +40,20 @@ def main(argv: list[str]) -> int:
     listing = commands.add_parser("list", help="what is installed, and who brings it")
     listing.add_argument("--json", action="store_true", help="as a JSON array")
     showing = commands.add_parser("show", help="what a plugin does and which options it takes")
-    showing.add_argument("name", help="as in a configuration: name or distribution/name")
+    showing.add_argument("names", nargs=1, metavar="name", help="as in a configuration: name or distribution/name")
     checking = commands.add_parser("check", help="import plugins and run the conformance checks on them")
-    checking.add_argument("name", nargs="?", help="only this one; default: all")
+    checking.add_argument("names", nargs="*", metavar="name", help="only these; default: all")
+    checking.add_argument("--all", action="store_true", help="all, as without names")
     arguments = parser.parse_args(argv)
     if arguments.command == "list":
         return _list(as_json=arguments.json)
-    chosen = list(plugins()) if arguments.name is None else _named(arguments.name)
-    if not chosen and arguments.name is not None:
-        print(f"error: {_unknown(arguments.name)}", file=sys.stderr)
-        return USAGE
+    if arguments.names and getattr(arguments, "all", False):
+        checking.error("give names or --all, not both")
+    for name in arguments.names:
+        if not _named(name):
+            print(f"error: {_unknown(name)}", file=sys.stderr)
+            return USAGE
+    chosen = [plugin for name in arguments.names for plugin in _named(name)] or list(plugins())
     if arguments.command == "show":
         print("\n\n".join(_shown(plugin) for plugin in chosen))
         return OK
@@ -122,12 +127,17 @@ def _shown(plugin: Plugin) -> str:
     lines = [f"{plugin.kind} '{_written(plugin)}'" + (f" ({note})" if note else "")]
     lines.append(f"  from    {plugin.distribution} {plugin.version}, {plugin.value}")
     lines.append(f"  source  {description.file or 'not found'}")
+    if plugin.kind == "reward":
+        limits = {name: text for name, text in description.attributes.items() if name in _LIMITS and text != "None"}
+        lines.append("  limits  " + (", ".join(f"{name} = {text}" for name, text in limits.items()) or "none"))
     if description.doc:
         lines += ["", textwrap.indent(description.doc, "  ")]
     options = list(description.options)
     if plugin.kind == "reward":
         weight = "what the reward counts for in the sum; negative for a penalty, 0 to measure only."
-        options.append(Option(name="weight", type="float", default=description.weight or "1.0", doc=weight))
+        options.append(
+            Option(name="weight", type="float", default=description.attributes.get("default_weight", "1.0"), doc=weight)
+        )
     lines += ["", "  options" if options else "  no options"]
     for option in options:
         annotation = f": {option.type}" if option.type else ""

@@ -42,14 +42,18 @@ class Description:
         doc: the docstring's text without its `Args` and later sections.
         file: where the source is, None when it was not found.
         options: in the order they are declared, the plugin's own first, then those it passes on to a base class.
-        weight: a reward's `default_weight`, "" where its source does not say.
+        attributes: expressions of those in `ATTRIBUTES` that its source or that of a base class sets.
     """
 
     purpose: str = ""
     doc: str = ""
     file: str | None = None
     options: list[Option] = field(default_factory=list)
-    weight: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+ATTRIBUTES = ("default_weight", "deadline", "on_timeout", "memory_mb")
+"""What a reward says of itself in attributes."""
 
 
 def describe(value: str) -> Description:
@@ -64,7 +68,8 @@ def describe(value: str) -> Description:
     purpose = " ".join(text.split("\n\n")[0].split())
     described = Description(purpose=purpose, doc=text, file=str(source.file))
     if isinstance(definition, ast.ClassDef):
-        described.options, described.weight = _options(source, definition), _weight(source, definition)
+        described.options = _options(source, definition)
+        described.attributes = {name: text for name in ATTRIBUTES if (text := _attribute(source, definition, name))}
     return described
 
 
@@ -160,15 +165,19 @@ def _inherited(source: _Source, definition: ast.ClassDef, hops: int) -> list[Opt
     return [] if base is None else _options(*base, hops - 1)
 
 
-def _weight(source: _Source, definition: ast.ClassDef, hops: int = 8) -> str:
-    """The `default_weight` of a class, else that of its base class, "" when there is none."""
-    for statement in definition.body:
+def _attribute(source: _Source, definition: ast.ClassDef, name: str, hops: int = 8) -> str:
+    """What a class, or else its base class, sets an attribute to, in its body or in a method; "" where none does."""
+    for statement in ast.walk(definition):
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if [ast.unparse(target) for target in targets] == ["default_weight"]:
-                return ast.unparse(statement.value)
+            values: list[ast.expr] = [statement.value]
+            if isinstance(targets[0], ast.Tuple) and isinstance(statement.value, ast.Tuple):
+                targets, values = targets[0].elts, statement.value.elts
+            for target, value in zip(targets, values, strict=False):
+                if ast.unparse(target) in (name, f"self.{name}"):
+                    return ast.unparse(value)
     base = _base(source, definition) if hops else None
-    return "" if base is None else _weight(*base, hops - 1)
+    return "" if base is None else _attribute(*base, name, hops - 1)
 
 
 def _base(source: _Source, definition: ast.ClassDef) -> tuple[_Source, ast.ClassDef] | None:

@@ -178,11 +178,19 @@ class PluginRef(Generic[T]):
             )
         for option in self.options:
             if option not in known:
-                raise UserError(self._unknown_option(option, known))
+                raise UserError(self._unknown_option(option, [*known, *sorted(self.reserved)]))
+        required = [action.dest.removeprefix("plugin.") for action in parser._actions if action.required]  # noqa: SLF001 - argparse lists its options nowhere else
+        if missing := [option for option in required if option not in self.options]:  # --print_config asks for no value
+            raise UserError(self._missing_options(missing))
         try:
             return parser, parser.parse_object({"plugin": self.options} if known else {})
         except (ArgumentError, TypeError, ValueError) as error:
             raise UserError(f"{self._who()} {_boiled_down(error)}") from error
+
+    def _missing_options(self, missing: list[str]) -> str:
+        names = " and ".join(f"'{option}'" for option in missing)
+        example = ", ".join(f"{option}: ..." for option in missing)
+        return f"{self._who()} needs the option{'s'[: len(missing) - 1]} {names}: {{{self.name}: {{{example}}}}}"
 
     def _unknown_option(self, option: str, known: list[str]) -> str:
         near = difflib.get_close_matches(option, known, 1)
@@ -236,7 +244,7 @@ class PluginRef(Generic[T]):
 
 _KEY = r'Parser key "plugin\.([^"]*)": '
 _WORDINGS = (
-    (r"the following arguments are required: plugin\.(.*)", "needs the option '{0}': write it below the name"),
+    (r"the following arguments are required: plugin\.(.*)", "needs the option '{0}'"),
     (r"Group 'plugin' does not accept option '([^']*)'", "has no option '{0}'"),
     (_KEY + r".*?Not of type \w+Ref: (.*?)(?: - Expected an? .*)?", "option '{0}': {1}"),
     (_KEY + r"Expected an? (.*?)\. Got value: (.*)", "option '{0}' expected {1}, got {2}"),

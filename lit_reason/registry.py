@@ -107,7 +107,7 @@ def cause(error: BaseException) -> str:
     """An exception as one line; `str` of a stranger's may raise."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - see above
+    except BaseException:  # noqa: BLE001 - see above
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lit_reason.plugins import RewardRef
-from lit_reason.types import Rollout, UserError
+from lit_reason.types import Problem, Rollout, UserError
 
 FIGURES = frozenset({"seconds", "seconds_per_item", "cached"})
 """What is logged of every reward beside its statuses, which therefore cannot be called so."""
@@ -80,6 +80,16 @@ class Reward:
     on_timeout: float | None = None
     memory_mb: int | None = None
 
+    def setup(self, problem: Problem | None) -> None:
+        """Called once before a fit, in the process that trains, and before a model loads: what can be told now, should.
+
+        Args:
+            problem: the first to train on; None where that is not known.
+
+        Raises:
+            UserError: the reward cannot judge such problems, or lacks what it needs.
+        """
+
     def score(self, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The reward of one rollout, finite, or None when it does not apply to this row."""
         raise TypeError(f"{type(self).__name__} implements neither 'score' nor 'score_group'")
@@ -100,7 +110,8 @@ class Reward:
     def cache_key(self, rollout: Rollout) -> Hashable | None:
         """What a judgement depends on, such as `(gold, answer)`: rollouts with equal keys are judged once.
 
-        None for what must not be remembered. For rewards that implement `score`.
+        Text, bytes, numbers, or tuples of these; None for what must not be remembered. For rewards that implement
+        `score`.
         """
         return None
 

@@ -27,7 +27,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
-from lit_reason.findings import NONFINITE, Finding, cache_key, failure, judge, quick
+from lit_reason.findings import FAILED, NONFINITE, TIMEOUT, Finding, cache_key, failure, judge, quick
 from lit_reason.registry import cause
 from lit_reason.reward import WeightedReward
 from lit_reason.scoring_group import Group, Item, Memory, Tally
@@ -73,7 +73,7 @@ class Scorer:
         self._remote = [w.isolated or (workers > 0 and not w.asynchronous) for w in rewards]
         self._here = not any(remote or w.asynchronous for remote, w in zip(self._remote, rewards, strict=True))
         self._tallies = {w.name: Tally() for w in rewards}
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
         self._renew()
         for weighted, remote in zip(rewards, self._remote, strict=True):
             if remote:
@@ -161,6 +161,9 @@ class Scorer:
                     group.wanted = False
         for group in groups:
             self._fill_in(group)
+        for number, weighted in enumerate(self.rewards):
+            if weighted.reward.deadline is not None:
+                self._warn_of_timeouts(weighted, [f for group in groups for f in group.judged[number]])
 
     def take(self) -> dict[str, Tally]:
         """What each reward did since this was last asked."""
@@ -294,13 +297,27 @@ class Scorer:
             if finding.error is None or masked:
                 continue
             if finding.fatal or self.failures == "error":
-                group.error = finding.error
+                advice = "" if finding.fatal else ". Mend the reward, or set failures: exclude to leave such rows out"
+                group.error = finding.error + advice
                 return
             self._tallies[weighted.name].failures += 1
-            if weighted.name not in self._warned:
-                self._warned.add(weighted.name)
+            if (weighted.name, FAILED) not in self._warned:
+                self._warned.add((weighted.name, FAILED))
                 warnings.warn(f"{finding.error}; left out, as all failures of this reward will be", stacklevel=2)
         group.end(weighted.name, findings)
+
+    def _warn_of_timeouts(self, weighted: WeightedReward, findings: Sequence[Finding]) -> None:
+        """Say once of each reward that it was too slow; how often it is from then on stands in the metrics."""
+        late = sum(finding.judgement.status == TIMEOUT for finding in findings)
+        if late and (weighted.name, TIMEOUT) not in self._warned:
+            self._warned.add((weighted.name, TIMEOUT))
+            instead = weighted.reward.on_timeout
+            warnings.warn(
+                f"reward '{weighted.name}': {late} of {len(findings)} completions were not judged within its deadline "
+                f"of {weighted.reward.deadline:g} s and {'are left out' if instead is None else f'get {instead:g}'}. "
+                f"Give it more time if that is more than a few; train/reward/{weighted.name}/timeout has their share",
+                stacklevel=3,
+            )
 
     def _fill_in(self, group: Group) -> None:
         """What the rewards gave, and their weighted sum."""

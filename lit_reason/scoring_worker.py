@@ -131,7 +131,7 @@ class Worker(threading.Thread):
             item.ended = True
             error = (
                 f"reward '{weighted.name}' ended the process it worked in ({how}) on problem '{problem}'; "
-                "expected a value. Mend the reward; signal 9 may mean that memory ran out"
+                "expected a value; signal 9 may mean that memory ran out"
             )
             return [failure(error)] * len(item.rows)
         if isinstance(answer, str):

@@ -114,6 +114,33 @@ def test_bad_input_is_one_clear_line(
     assert all(word in error for word in words), error
 
 
+JUDGE = "[judge: {url: 'http://127.0.0.1:1', model: m, retries: 0}]"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.init_args.rewards", JUDGE], "reward 'judge': there is no server at http://127.0.0.1:1/v1"),
+        (["--model.init_args.rewards", "[lcpo_max]"], "has no length target; wrap the task"),
+        (
+            [
+                *("--model.init_args.rewards", "[lcpo_max]"),
+                *("--data.task", "{length_target: {task: {dataset: {path: data.jsonl}}, mode: exact}}"),
+            ],
+            "set mode: max there",
+        ),
+    ],
+)
+def test_a_reward_that_cannot_judge_stops_before_a_model_loads_and_leaves_no_folder(
+    fit: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.setattr("lit_reason.modules.base.Policy", None)
+    code, error = fit(*options)
+    assert code == 1
+    assert words in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_that_never_applies_teaches_nothing_and_is_no_error(fit: Callable[..., tuple[int, str]]) -> None:
     assert fit("--model.init_args.rewards", "[rewards_of_mine.Silent]")[0] == 0
 

@@ -59,6 +59,7 @@ def fit(tmp_path, monkeypatch, capsys):
         (["--model.optimizer", "SGDD"], "model.optimizer: there is no class 'SGDD'; did you mean 'SGD'?"),
         (["--trainer.callbacks", "nope.Foo"], "trainer.callbacks: No module named 'nope'"),
         (["--seed_everything", "x"], "seed_everything: expected int, got 'x'"),
+        (["--model.rewards", "[judge]", "--print_config"], "model.rewards: reward 'judge' needs the options 'url' and 'model': {judge: {url: ..., model: ...}}"),
         (["stray"], "unexpected argument 'stray'; options start with --"),
     ],
 )  # fmt: skip
@@ -76,7 +77,7 @@ def test_a_wrong_option_on_the_command_line_is_one_line(fit, options, message):
         ("max_steps", "steps", "config.yaml:12: there is no option 'trainer.steps'; did you mean 'trainer."),
         ("class_path: GRPO", "class_path: GRP", "config.yaml:1: model: there is no class 'GRP'; did you mean 'GRPO'?"),
         ("class_path", "class", "config.yaml:1: model: write it as {class_path: GRPO, init_args: {option: value}}"),
-        ("[accuracy]", "accuracy", "config.yaml:5: model.rewards: expected a list, got 'accuracy'"),
+        ("[accuracy]", "accuracy", "config.yaml:5: model.rewards: expected a list, got 'accuracy'; write '[accuracy]'"),
         ("[accuracy]", "[accurcy]", "config.yaml:5: model.rewards: no reward named 'accurcy'"),
         ("[accuracy]", "[length: {targt: 3}]", "config.yaml:5: model.rewards: reward 'length' has no option 'targt'; did you mean 'target'?"),
         ("size: 60", "size: sixty", "config.yaml:10: data.task: task 'nano_traces'"),

@@ -218,6 +218,13 @@ def test_no_server_is_named_once_retries_are_over(court) -> None:
         judged(reward, rollout())
 
 
+def test_no_server_is_named_before_a_fit_and_any_answer_will_do(court) -> None:
+    judge(court).setup(None)
+    assert not court.seen
+    with pytest.raises(UserError, match=r"there is no server at http://127.0.0.1:1/v1/chat/completions .*start it"):
+        judge(court, url="http://127.0.0.1:1", retries=1).setup(None)
+
+
 def test_a_server_that_judges_others_but_not_this_text_leaves_it_out(court) -> None:
     reward = judge(court)
     judged(reward, rollout())

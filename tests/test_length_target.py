@@ -126,7 +126,7 @@ def test_the_task_conforms_around_a_real_one_and_is_named_in_yaml():
             "task 'length_target' option 'task': no task named 'nano_trace' is installed; did you",
         ),
         ({"task": {"nano_traces": {"wrked": 1}}}, "task 'length_target' option 'task': task 'nano_traces' has no opti"),
-        ({}, "task 'length_target' needs the option 'task': write it below the name"),
+        ({}, "task 'length_target' needs the option 'task': {length_target: {task: ...}}"),
         ({"task": "nano_traces", "mode": "min"}, "task 'length_target' option 'mode' expected Literal['exact', 'max']"),
         ({"task": "nano_traces", "low": 0}, "task 'length_target': low and high must be 1 <= low <= high, got 0 and "),
         ({"task": "nano_traces", "high": 50}, "task 'length_target': low and high must be 1 <= low <= high, got 100 "),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def test_help_lists_every_subcommand_with_an_example(arguments, capsys):
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "plugins"):
+    for command in ("fit", "validate", "test", "predict", "export", "merge", "plugins"):
         assert f"lit-reason {command} " in out
 
 
@@ -45,7 +45,7 @@ def test_an_unknown_subcommand_is_answered_with_a_near_one(capsys):
     assert main(["xyzzy"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: no subcommand 'xyzzy': expected one of fit, validate, test, predict, plugins\n"
+        == "error: no subcommand 'xyzzy': expected one of fit, validate, test, predict, export, merge, plugins\n"
     )
 
 

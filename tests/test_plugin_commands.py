@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_reason.plugin_commands import main
+
 NO_TORCH = "import sys; sys.modules['torch'] = sys.modules['lightning'] = None; "  # importing either would fail
 
 
@@ -70,6 +72,7 @@ def test_show_tells_source_and_weight_of_a_reward_that_only_measures() -> None:
     run = plugins("show", "reflection", before=NO_TORCH)
     assert "2503.20783" in run.stdout
     assert "weight: float = 0.0\n" in run.stdout
+    assert "  limits  none\n" in run.stdout
 
 
 def test_a_reward_that_asks_for_problems_of_its_own_is_not_broken() -> None:
@@ -139,9 +142,18 @@ def test_a_distribution_with_damaged_entry_points_is_named_and_stops_no_list(tmp
     assert checked.stdout.startswith("broken  damaged 1.0: its entry points cannot be read: ")
 
 
-def test_check_of_one_sound_plugin_exits_0(plugin_folders: dict[str, Path]) -> None:
-    run = plugins("check", "lit-reason-template/phrases", path=list(plugin_folders.values()))
-    assert (run.returncode, len(run.stdout.splitlines())) == (0, 1)
+def test_check_of_two_sound_plugins_exits_0(plugin_folders: dict[str, Path]) -> None:
+    run = plugins("check", "lit-reason-template/phrases", "format", path=list(plugin_folders.values()))
+    assert (run.returncode, len(run.stdout.splitlines())) == (0, 2)
+
+
+def test_check_takes_names_or_all_and_checks_nothing_when_one_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "accuracy", "formet"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "error: no plugin named 'formet' is installed; did you mean 'format'?\n")
+    with pytest.raises(SystemExit):
+        main(["check", "--all", "accuracy"])
+    assert "give names or --all, not both" in capsys.readouterr().err
 
 
 BAD = '''

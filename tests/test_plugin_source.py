@@ -39,6 +39,11 @@ class Silent(Parent):
 
 class Bare(Parent): ...
 
+class Timed(Parent):
+    on_timeout = -1.0
+    def __init__(self, timeout: float = 5.0):
+        self.deadline, self.memory_mb = timeout, 256
+
 class Metric(Bare):
     default_weight = 0.0
 
@@ -104,9 +109,19 @@ def test_documentation_is_inherited_where_a_class_says_nothing(package: str) -> 
     assert [o.name for o in describe(f"{package}.deep.inner:Bare").options] == ["shared", "inherited"]
 
 
-def test_the_weight_a_reward_gives_itself_is_found_in_it_or_its_base(package: str) -> None:
-    weights = {name: describe(f"{package}.deep.inner:{name}").weight for name in ("Silent", "Bare", "Metric", "Data")}
-    assert weights == {"Silent": "0.5", "Bare": "0.5", "Metric": "0.0", "Data": ""}
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        ("Silent", {"default_weight": "0.5"}),
+        ("Metric", {"default_weight": "0.0"}),
+        ("Timed", {"default_weight": "0.5", "deadline": "timeout", "on_timeout": "-1.0", "memory_mb": "256"}),
+        ("Data", {}),
+    ],
+)
+def test_the_weight_and_the_limits_a_reward_gives_itself_are_found_in_it_or_its_base(
+    package: str, name: str, attributes: dict[str, str]
+) -> None:
+    assert describe(f"{package}.deep.inner:{name}").attributes == attributes
 
 
 def test_a_name_imported_from_elsewhere_is_followed(package: str) -> None:

@@ -170,13 +170,20 @@ def test_making_a_reference_loads_nothing() -> None:
     [
         (
             {"format": {"strct": True}},
-            "reward 'format' has no option 'strct'; did you mean 'strict'? its options: strict",
+            "reward 'format' has no option 'strct'; did you mean 'strict'? its options: strict, weight",
         ),
-        ({"accuracy": {"a": 1}}, "reward 'accuracy' has no option 'a'; its options: none"),
+        ({"accuracy": {"a": 1}}, "reward 'accuracy' has no option 'a'; its options: weight"),
+        (
+            {"accuracy": {"wieght": 1}},
+            "reward 'accuracy' has no option 'wieght'; did you mean 'weight'? its options: weight",
+        ),
         ({"format": {"strict": "perhaps"}}, "reward 'format' option 'strict' expected bool, got perhaps"),
         ({"length": {"span": 1.5}}, "reward 'length' option 'span' expected int, got 1.5"),
-        ({"own_plugins.Rich": {}}, "reward 'own_plugins.Rich' needs the option 'words': write it below the name"),
-        ({"judge": {}}, "reward 'judge' needs the option 'url' and 'model': write it below the name"),
+        (
+            {"own_plugins.Rich": {}},
+            "reward 'own_plugins.Rich' needs the option 'words': {own_plugins.Rich: {words: ...}}",
+        ),
+        ({"judge": {}}, "reward 'judge' needs the options 'url' and 'model': {judge: {url: ..., model: ...}}"),
         (
             {"own_plugins.Rich": {"words": ["a"], "mode": "some"}},
             "reward 'own_plugins.Rich' option 'mode' expected Literal['any', 'all'], got some",
@@ -194,8 +201,8 @@ def test_making_a_reference_loads_nothing() -> None:
             "reward 'own_plugins.Rich' has no option 'bounds.lo'",
         ),
         (
-            {"own_plugins.Rich": {"words": ["a"], "inner": {"format": {"sorry": 1}}}},
-            "reward 'own_plugins.Rich' option 'inner': reward 'format' has no option 'sorry'; its options: strict",
+            {"own_plugins.Rich": {"words": ["a"], "inner": {"format": {"no": 1}}}},
+            "reward 'own_plugins.Rich' option 'inner': reward 'format' has no option 'no'; its options: strict, weight",
         ),
         ({"format": {"weight": "heavy"}}, "reward 'format': weight must be a finite number, got 'heavy'"),
         ({"format": {"weight": math.nan}}, "reward 'format': weight must be a finite number, got nan"),

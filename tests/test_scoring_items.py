@@ -80,6 +80,15 @@ def test_an_item_that_hangs_is_ended_and_no_other(scorer, workers, on_timeout) -
     assert values(pool, group("dddd")) == [4.0]
 
 
+def test_timeouts_are_told_once_with_their_number(scorer) -> None:
+    pool = scorer(Timed(on_timeout=-1.0))
+    with pytest.warns(UserWarning, match="1 of 2 completions were not judged within its deadline of 0.4 s and get -1"):
+        pool.collect(group("a", "sleep"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool.collect(group("sleep"))
+
+
 def test_a_group_that_hangs_is_one_item(scorer) -> None:
     pool = scorer(Endless(), failures="exclude")
     rows = [*group("a", "sleep"), *group("b", "c", number=1)]
@@ -306,14 +315,62 @@ def test_only_so_much_is_remembered(scorer, tmp_path, monkeypatch) -> None:
     assert (tmp_path / "log").read_text().split() == ["a", "b", "c", "b"]
 
 
-class Unhashable(Reward):
-    def cache_key(self, rollout: Rollout) -> list[str]:
-        return []
+class Uncomparable:
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ZeroDivisionError
 
 
-def test_a_key_that_is_none_is_named(scorer) -> None:
-    with pytest.raises(UserError, match="reward 'r0' raised TypeError: unhashable type: 'list'"):
-        scorer(Unhashable()).collect(group("a"))
+class Keyed(Reward):
+    def __init__(self, key: object) -> None:
+        self.key = key
+
+    def cache_key(self, rollout: Rollout) -> object:
+        return self.key
+
+
+@pytest.mark.parametrize("key", [["a"], Uncomparable(), ("a", (1, Uncomparable()))])
+def test_a_key_that_is_no_plain_value_is_named_or_left_out(scorer, key) -> None:
+    with pytest.raises(UserError, match=r"reward 'r0' gave the cache_key .*; expected text.* set failures: exclude"):
+        scorer(Keyed(key)).collect(group("a", "b"))
+    with pytest.warns(UserWarning, match="left out"):
+        assert values(scorer(Keyed(key), failures="exclude"), group("a", "b")) == [None, None]
+
+
+class Fatal(Reward):
+    """Raises what ends programs: in one method, with no text to it."""
+
+    def __init__(self, method: str) -> None:
+        setattr(self, method, self.end)
+
+    def end(self, rollout: Rollout) -> float:
+        class Silent(BaseException):
+            def __str__(self) -> str:
+                raise GeneratorExit
+
+        raise Silent
+
+    def score(self, rollout: Rollout) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("method", ["quick", "cache_key", "score"])
+def test_what_would_end_the_program_is_named_or_left_out(scorer, method) -> None:
+    with pytest.raises(UserError, match=r"^reward 'r0' raised Silent \(.*set failures: exclude"):
+        scorer(Fatal(method)).collect(group("a"))
+    with pytest.warns(UserWarning, match="left out"):
+        assert values(scorer(Fatal(method), failures="exclude"), group("a")) == [None]
+
+
+def test_ctrl_c_is_not_a_rewards_doing(scorer) -> None:
+    class Interrupted(Reward):
+        def score(self, rollout: Rollout) -> float:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scorer(Interrupted(), failures="exclude").collect(group("a"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -70,15 +70,19 @@ class Rewarded(Reasoner):
 
 
 class _RewardWorkers(Callback):
-    """Keeps the workers of a scorer from before the model loads until the fit is over, however it ends."""
+    """Sets rewards up, and keeps the workers of their scorer from before the model loads until the fit is over."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # they import what they need while the model loads
+        if stage == "fit":
             task = getattr(getattr(trainer, "datamodule", None), "task", None)
-            self.scorer.start([task] if isinstance(task, Task) else [])
+            tasks = [task] if isinstance(task, Task) else []
+            first = next((problems[0] for known in tasks if (problems := known.problems("train"))), None)
+            for weighted in self.scorer.rewards:
+                weighted.reward.setup(first)
+            self.scorer.start(tasks)  # they import what they need while the model loads
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.scorer.close()

@@ -25,7 +25,7 @@ from lit_reason.rewards.judge_prompt import (
     says_something,
 )
 from lit_reason.rewards.judge_server import Burst, Endpoint, Limits, PassingError, RefusedError, waiting
-from lit_reason.types import Rollout, UserError
+from lit_reason.types import Problem, Rollout, UserError
 
 PARAMETERS = {"temperature": 0.0, "max_tokens": 512}
 _OURS = ("model", "messages", "response_format", "n", "stream")
@@ -124,6 +124,14 @@ class Judge(Reward):
         self.endpoint = Endpoint(url, api_key_env, limits)
         self.cache = None if cache is None else VerdictCache(cache)
 
+    def setup(self, problem: Problem | None) -> None:
+        from tenacity import Retrying
+
+        try:
+            Retrying(**self._patience())(self.endpoint.reach)
+        except PassingError as error:
+            raise self._unreachable(error) from error
+
     async def score(self, rollout: Rollout) -> Judgement:
         problem = rollout.problem
         if problem.answer is None and "{reference}" in self.rubric:
@@ -152,10 +160,7 @@ class Judge(Reward):
                 score = await self._verdict(burst, texts)
             except PassingError as error:
                 if error.status == "unreachable":
-                    raise UserError(
-                        f"reward 'judge': there is no server at {self.endpoint.url} ({error.__cause__}): start it, or "
-                        "correct url"
-                    ) from error
+                    raise self._unreachable(error) from error
                 return Judgement(value=None, status=error.status)
             except RefusedError:
                 return Judgement(value=None, status="refused")
@@ -165,16 +170,25 @@ class Judge(Reward):
 
     async def _verdict(self, burst: Burst, texts: dict[str, str]) -> float:
         """Ask until there is a verdict, within the limits."""
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
+        from tenacity import AsyncRetrying
+
+        return await AsyncRetrying(**self._patience())(self._attempt, burst, texts)
+
+    def _patience(self) -> dict[str, Any]:
+        """How tenacity is to retry."""
+        from tenacity import retry_if_exception_type, stop_after_attempt, stop_before_delay
 
         limits = self.endpoint.limits
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(PassingError),
-            stop=stop_after_attempt(limits.retries + 1) | stop_before_delay(limits.patience_seconds),
-            wait=waiting,
-            reraise=True,
-        )
-        return await retrying(self._attempt, burst, texts)
+        return {
+            "retry": retry_if_exception_type(PassingError),
+            "stop": stop_after_attempt(limits.retries + 1) | stop_before_delay(limits.patience_seconds),
+            "wait": waiting,
+            "reraise": True,
+        }
+
+    def _unreachable(self, error: PassingError) -> UserError:
+        why = f"({error.__cause__}): start it, or correct url"
+        return UserError(f"reward 'judge': there is no server at {self.endpoint.url} {why}")
 
     async def _attempt(self, burst: Burst, texts: dict[str, str]) -> float:
         asked = ask(self.rubric, **texts)

@@ -127,8 +127,7 @@ class Endpoint:
         if loop not in self._bursts:
             # `_attempt` keeps the time of the rest: httpx's limits are for each read, which a trickle never exceeds
             timeout = httpx.Timeout(None, connect=self.limits.timeout_seconds / 2)
-            verify = _tls() if self.url.startswith("https") else False
-            http = httpx.AsyncClient(verify=verify, timeout=timeout)
+            http = httpx.AsyncClient(verify=self._verify(), timeout=timeout)
             self._bursts[loop] = Burst(http, asyncio.Semaphore(self.limits.concurrency))
         burst = self._bursts[loop]
         burst.users += 1
@@ -139,6 +138,24 @@ class Endpoint:
             if not burst.users:
                 del self._bursts[loop]
                 await burst.http.aclose()
+
+    def reach(self) -> None:
+        """See that a server listens, whatever it says to a request that asks for nothing.
+
+        Raises:
+            PassingError: none does, for now.
+        """
+        import httpx
+
+        try:
+            httpx.get(self.url, verify=self._verify(), timeout=self.limits.timeout_seconds / 2)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise PassingError("unreachable") from error
+        except httpx.HTTPError:  # somebody answered something, or has not yet
+            return
+
+    def _verify(self) -> ssl.SSLContext | bool:
+        return _tls() if self.url.startswith("https") else False
 
     async def complete(self, http: httpx.AsyncClient, body: Mapping[str, Any]) -> object:
         """The content of the one message the server answers with, None where its answer holds none.

@@ -7,7 +7,7 @@ import math
 from lit_reason.answer import correct
 from lit_reason.reward import Reward
 from lit_reason.tasks.length_target import target_of
-from lit_reason.types import Rollout, UserError
+from lit_reason.types import Problem, Rollout, UserError
 
 
 class LCPOExact(Reward):
@@ -29,6 +29,10 @@ class LCPOExact(Reward):
         if not 0 < alpha < math.inf:
             raise UserError(f"reward 'lcpo_exact': alpha must be above 0, got {alpha}")
         self.alpha = alpha
+
+    def setup(self, problem: Problem | None) -> None:
+        if problem is not None:
+            target_of(problem, reward="lcpo_exact", mode="exact")
 
     def score(self, rollout: Rollout) -> float:
         target = target_of(rollout.problem, reward="lcpo_exact", mode="exact")

@@ -7,7 +7,7 @@ import math
 from lit_reason.answer import correct
 from lit_reason.reward import Reward
 from lit_reason.tasks.length_target import target_of
-from lit_reason.types import Rollout, UserError
+from lit_reason.types import Problem, Rollout, UserError
 
 
 class LCPOMax(Reward):
@@ -32,6 +32,10 @@ class LCPOMax(Reward):
         if not 0 <= delta <= 1:
             raise UserError(f"reward 'lcpo_max': delta must lie between 0 and 1, got {delta}")
         self.alpha, self.delta = alpha, delta
+
+    def setup(self, problem: Problem | None) -> None:
+        if problem is not None:
+            target_of(problem, reward="lcpo_max", mode="max")
 
     def score(self, rollout: Rollout) -> float:
         target = target_of(rollout.problem, reward="lcpo_max", mode="max")

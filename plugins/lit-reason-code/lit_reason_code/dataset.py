@@ -21,8 +21,9 @@ from lit_reason.tasks.columns import Columns, Example, RowError
 from lit_reason.tasks.dataset import Dataset, Part
 from lit_reason.tasks.rows import Row, Rows
 from lit_reason.types import Problem, UserError
-from lit_reason_code.judging import Suite
+from lit_reason_code.judging import Suite, is_name
 from lit_reason_code.reward import is_confined, passes
+from lit_reason_code.sandbox.asserts import fault
 
 _HOW = "Answer with a Python program in a ```python block between <answer> and </answer>."
 
@@ -148,7 +149,7 @@ def _humaneval(row: Row) -> _Read:
     return _Read(
         question=f"Complete this Python function; write all of it.\n\n```python\n{head.rstrip()}\n```",
         program=head + solution if isinstance(solution, str) else None,
-        tests=Suite(tests=_text(row, "test"), entry_point=_text(row, "entry_point"), setup=head),
+        tests=_asserts(_text(row, "test"), setup=head, entry_point=_name(row["entry_point"])),
     )
 
 
@@ -163,8 +164,18 @@ def _mbpp(row: Row) -> _Read:
         # not the tests themselves: a program could repeat what they expect
         question=f"{question}\n\nIt is called like this: `{_first_call(lines, setup)}`",
         program=program if isinstance(program, str) else None,
-        tests=Suite(tests="\n".join(lines), setup=setup),
+        tests=_asserts("\n".join(lines), setup=setup),
     )
+
+
+def _asserts(tests: str, *, setup: str, entry_point: str | None = None) -> Suite:
+    try:
+        complaint = fault(ast.parse(tests), ast.parse(setup))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise RowError("a test is no Python") from None
+    if complaint:
+        raise RowError(complaint)
+    return Suite(tests=tests, setup=setup, entry_point=entry_point)
 
 
 def _first_call(lines: list[str], setup: str) -> str:
@@ -205,6 +216,13 @@ def _apps(row: Row) -> _Read:
         raise RowError("'input_output' is no JSON object with inputs and outputs") from None
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
         raise RowError("inputs and outputs are no lists of the same length")
+    name = _name(name) if name else None
+    if name and not all(isinstance(arguments, list) for arguments in inputs):
+        raise RowError("a function's inputs are no lists of arguments")
+    if not name and not all(map(_is_text, [*inputs, *outputs])):
+        raise RowError("a script's inputs and outputs are no texts")
+    if all(map(_says_nothing, outputs)):
+        raise RowError("all expected outputs are empty")
     solutions = row.get("solutions")
     try:
         solutions = json.loads(solutions) if isinstance(solutions, str) and solutions else solutions
@@ -212,15 +230,35 @@ def _apps(row: Row) -> _Read:
         solutions = None
     starter = row.get("starter_code")
     where = "It reads standard input and prints to standard output."
-    if isinstance(name, str):
+    if name:
         where = f"It is called as `{name}`."
     if isinstance(starter, str) and starter.strip():
         where += f" Begin with:\n\n```python\n{starter.strip()}\n```"
     return _Read(
         question=f"{_text(row, 'question')}\n\n{where}",
         program=solutions[0] if isinstance(solutions, list) and solutions and isinstance(solutions[0], str) else None,
-        tests=Suite(inputs=inputs, outputs=outputs, entry_point=name if isinstance(name, str) else None),
+        tests=Suite(inputs=inputs, outputs=outputs, entry_point=name),
     )
+
+
+def _name(value: object) -> str:
+    if not is_name(value):
+        raise RowError("the function to call has no name that Python could know")
+    return str(value)
+
+
+def _is_text(value: object) -> bool:
+    """Text, or the lines of one, as `lit_reason_code.judging` takes them."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(line, str | int | float) for line in value)
+    )
+
+
+def _says_nothing(output: object) -> bool:
+    """Whether a program that does nothing gives it."""
+    if isinstance(output, list):
+        return all(map(_says_nothing, output))
+    return output is None or (isinstance(output, str) and not output.strip())
 
 
 def _text(row: Row, column: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ class Suite:
         lines = list(tests) if _is_list(tests) else [tests]
         if not all(isinstance(text, str) for text in (*lines, setup, name or "")):
             raise UnsupportedTestError("tests, setup and entry_point must be text")
+        if name and not is_name(name):
+            raise UnsupportedTestError("entry_point must be the name of a function")
         if not tests and name and not all(map(_is_list, inputs)):
             raise UnsupportedTestError("with an entry_point, each of inputs must be a list of arguments")
         return cls(
@@ -105,6 +108,11 @@ class Suite:
             entry_point=name,
             setup=setup,
         )
+
+
+def is_name(value: object) -> bool:
+    """Whether a function can have this name."""
+    return isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
 
 
 def _is_list(value: object) -> bool:

@@ -12,7 +12,7 @@ from typing import Literal
 from lit_reason.reward import Judgement, Reward
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason_code.extract import extract_program, program_in
-from lit_reason_code.judging import Limits, Outcome, Suite, UnsupportedTestError, judge
+from lit_reason_code.judging import Limits, Outcome, Suite, UnsupportedTestError, is_name, judge
 from lit_reason_code.sandbox.pool import Sandbox, SandboxError, shared
 
 UNSAFE = "LIT_REASON_UNSAFE_CODE"
@@ -63,7 +63,7 @@ class Code(Reward):
             raise UserError(f"reward 'code': score must be 'all' or 'fraction', got '{score}'")
         if max_tests is not None and max_tests < 1:
             raise UserError(f"reward 'code': max_tests must be 1 or more, got {max_tests}")
-        if entry_point is not None and not entry_point.isidentifier():
+        if entry_point is not None and not is_name(entry_point):
             raise UserError(f"reward 'code': entry_point must be the name of a function, got '{entry_point}'")
         self.limits = Limits(seconds=timeout, memory_mb=memory_mb)
         self.graded = score == "fraction"

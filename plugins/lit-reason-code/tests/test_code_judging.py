@@ -103,6 +103,17 @@ CHECK = Suite(
 )
 MBPP = Suite(tests="assert f(1) == {1}\nassert set(g(2)) == {1, 2}\nassert abs(h(3) - 1.5) < 1e-9 and h(2) is not None")
 
+HIDDEN = "getattr(len.__self__, 'ev' + 'al')"
+SWALLOWED = f"try:\n    {HIDDEN}(f(1))\nexcept BaseException:\n    pass\nassert f(1) == '1'"
+LIBRARY = (
+    "import ast, email.utils, collections, dataclasses\nPoint = collections.namedtuple('Point', 'x')\n"
+    "@dataclasses.dataclass\nclass Box:\n    x: int\nassert ast.literal_eval(f(1)) == [Box(1).x] == [Point(1).x]"
+)
+RAISED_LATE = (
+    "try:\n    f(0)\nexcept Exception as error:\n    first = error\n"
+    "try:\n    f(1)\nexcept Exception:\n    pass\nif first:\n    raise first\nassert f(1) == 1"
+)
+
 
 @pytest.mark.parametrize(
     ("tests", "program", "outcome"),
@@ -132,6 +143,13 @@ MBPP = Suite(tests="assert f(1) == {1}\nassert set(g(2)) == {1, 2}\nassert abs(h
         (Suite(tests="assert f(1) =="), "def f(x): return 1", (0, 0, "unsupported_test")),
         (Suite(tests="f(1)"), "def f(x): return 1", (0, 0, "unsupported_test")),
         (Suite(tests="assert f(f(1)) == 1"), "def f(x): return len", (0, 1, "wrong")),
+        (Suite(tests="def test_it():\n    assert f(1) == 1"), "def f(x): return 1", (0, 0, "unsupported_test")),
+        (Suite(tests="assert eval(f(1)) == 1"), "def f(x): return '__mark__(0, 1)'", (0, 0, "unsupported_test")),
+        (Suite(tests=f"assert {HIDDEN}(f(1)) == 1"), "def f(x): return '__mark__(0, 1) or 1'", (0, 1, "error")),
+        (Suite(tests=SWALLOWED), "def f(x): return '1'", (0, 1, "error")),
+        (Suite(tests=LIBRARY), "def f(x): return '[1]'", (1, 1, "ok")),
+        (Suite(tests=RAISED_LATE), "def f(x): raise [NameError, ValueError][x]", (0, 1, "error")),
+        (Suite(tests="assert not hasattr(f(1), 'kind')"), "def f(x): return len", (1, 1, "ok")),
     ],
 )
 def test_outcomes(sandbox: Sandbox, tests: Suite, program: str, outcome: tuple[int, int, str]) -> None:
@@ -156,6 +174,8 @@ def test_tests_come_from_metadata() -> None:
         {"inputs": ["1"], "outputs": []},
         {"inputs": "1", "outputs": "1"},
         {"inputs": [1], "outputs": [1], "entry_point": "f"},
+        {"inputs": [[1]], "outputs": [1], "entry_point": "class"},
+        {"tests": "assert f(1)", "entry_point": "__import__('os')"},
         {"tests": 3},
         {"tests": "assert f(1)", "setup": ["import math"]},
     ):

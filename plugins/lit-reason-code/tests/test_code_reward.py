@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,65 @@ def test_well_known_columns_are_read(row: dict[str, object], question: str, tmp_
     check_task(task)
     fenced = f"<answer>\n```python\n{problem.answer}\n```\n</answer>"
     assert judged(Code(), [fenced, "<answer> 1 </answer>"], problem) == [1.0, 0.0]
+
+
+def data(**options: object) -> dict[str, object]:
+    return APPS | {"input_output": json.dumps({"inputs": [[1], [2]], "outputs": ["1", "2"]} | options)}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (data(outputs=["", " \n"]), "all expected outputs are empty"),
+        (data(fn_name="f", outputs=[None, [None]]), "all expected outputs are empty"),
+        (data(outputs=["1", None]), "a script's inputs and outputs are no texts"),
+        (data(fn_name="f", inputs=[[1], "2"]), "a function's inputs are no lists of arguments"),
+        (data(fn_name="__import__('os')"), "the function to call has no name that Python could know"),
+        (data(fn_name="class"), "the function to call has no name that Python could know"),
+        (data(fn_name=["f"]), "the function to call has no name that Python could know"),
+        (HUMANEVAL | {"entry_point": "f()"}, "the function to call has no name that Python could know"),
+        (HUMANEVAL | {"test": "def test_f():\n    assert largest([1]) == 1"}, "the tests reach no assert"),
+        (HUMANEVAL | {"test": "def check(candidate):\n    assert True"}, "the tests reach no assert"),
+        (MBPP | {"test_list": ["remove_Occ('a', 'b') == 'a'"]}, "the tests reach no assert"),
+        (MBPP | {"test_list": ["if __name__ == '__main__':\n    assert f(1) == 1"]}, "the tests reach no assert"),
+        (MBPP | {"test_list": ["assert eval(f(1)) == 1"]}, "the tests run text as Python"),
+        (MBPP | {"test_setup_code": "from pickle import loads"}, "the tests run text as Python"),
+        (MBPP | {"test_list": ["assert f(1) =="]}, "a test is no Python"),
+    ],
+)
+def test_rows_whose_tests_say_nothing_are_left_out_and_counted(
+    row: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "problems.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=f"none of the 1 rows .* can be used. 1: {re.escape(reason)}"):
+        CodeDataset(path=str(tmp_path / "problems.jsonl")).problems("train")
+
+
+def test_asserts_in_helpers_and_methods_are_reached(tmp_path: Path) -> None:
+    helper = "class T:\n    def run(self):\n        expect(f(1))\ndef expect(x):\n    assert x == 1\nT().run()"
+    context = (
+        "class C:\n    def __enter__(self):\n        assert f(1) == 1\n    def __exit__(self, *_): pass\nwith C(): pass"
+    )
+    rows = [MBPP | {"text": text, "test_list": [text]} for text in (helper, context)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(CodeDataset(path=str(tmp_path / "problems.jsonl"), validation_fraction=0.0).problems("train")) == 2
+
+
+def test_how_the_function_is_called_is_told_without_what_the_setup_compares_with(tmp_path: Path) -> None:
+    row = MBPP | {"test_setup_code": "def same(a, b): return a == b", "test_list": ['assert same("heo", cut("hello"))']}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(row))
+    (problem,) = CodeDataset(path=str(tmp_path / "problems.jsonl"), validation_fraction=0.0).problems("train")
+    assert "`cut('hello')`" in problem.prompt[-1]["content"]
+    assert "heo" not in problem.prompt[-1]["content"]
+
+
+@pytest.mark.usefixtures("needs_sandbox")
+def test_programs_are_remembered_by_their_tests_and_not_by_the_problems_id() -> None:
+    other = replace(SQUARE, metadata=SQUARE.metadata | {"outputs": [1, 2, 3, 4]})
+    again = replace(SQUARE, id="other")
+    keys = [Code().cache_key(sample_rollouts(TEXTS, problem=p)[0]) for p in (SQUARE, again, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert Code(max_tests=1).cache_key(sample_rollouts(TEXTS, problem=SQUARE)[0]) != keys[0]
 
 
 def test_other_columns_and_files_are_named(tmp_path: Path) -> None:

@@ -10,13 +10,21 @@ from __future__ import annotations
 import ast
 import builtins
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from lit_reason_code.sandbox import wire
+from lit_reason_code.sandbox import asserts, wire
 from lit_reason_code.sandbox.program import FINISHED, RAISED
 
 _MARK = "__mark__"
+_CODE_COMES = frozenset(
+    {"compile", "exec", "code.__new__", "function.__new__", "marshal.loads", "pickle.find_class"}
+)  # audit events
+_OF_THE_LIBRARY = frozenset(
+    {"importlib._bootstrap", "importlib._bootstrap_external", "ast", "collections", "dataclasses", __name__}
+)
+"""Modules that compile or run code for ends of their own: `ast` to read data, others because of what they define."""
 
 
 class ProgramEnded(BaseException):
@@ -25,6 +33,10 @@ class ProgramEnded(BaseException):
 
 class Unsupported(BaseException):
     """The tests need something that cannot be had here; likewise."""
+
+
+class Forbidden(BaseException):
+    """The tests were about to run what a program may have written; likewise."""
 
 
 class Judge:
@@ -40,7 +52,8 @@ class Judge:
     def __init__(self, requests: int, answers: int, verdicts: int) -> None:
         self.requests, self.answers, self.verdicts = requests, answers, verdicts
         self.said: set[str] = set()
-        self.raised_there: BaseException | None = None  # the last exception that came from the program
+        self.raised_there: set[type[BaseException]] = set()  # kinds of exceptions that came from the program
+        self.forbidden = False
 
     def run(self, source: int) -> int:
         """Run tests.
@@ -53,29 +66,34 @@ class Judge:
         """
         try:
             self._run(json.loads(wire.read_all(source)))
-        except ProgramEnded:
+        except (ProgramEnded, Forbidden):
             return RAISED
         except (Unsupported, SyntaxError, ImportError, NameError) as error:
-            if error is not self.raised_there:  # a program could spare itself a bad mark by raising one of these
+            if type(error) not in self.raised_there:  # a program could spare itself a bad mark by raising one of these
                 self._say(f"unsupported {error}")
             return RAISED
         except Exception:  # noqa: BLE001 - tests may stop anywhere; what has not run has not passed
+            return RAISED
+        if self.forbidden:  # whatever has become of the exception
             return RAISED
         self._say("done")
         return FINISHED
 
     def _run(self, text: dict[str, str | None]) -> None:
         tree = ast.parse(text["tests"] or "")
+        if fault := asserts.fault(tree, ast.parse(text["setup"] or "")):
+            raise Unsupported(fault)
         marked = _Marked()
         tests = compile(ast.fix_missing_locations(marked.visit(tree)), "<tests>", "exec", dont_inherit=True)
         self._say(f"total {marked.count}")
+        sys.addaudithook(self._watch)
         space: dict[str, Any] = {"__name__": "tests", _MARK: self._mark}
         exec(text["setup"] or "", space)  # noqa: S102 - confined
         names = _names(tree, ast.Load) - _bound(tree) - set(space) - set(vars(builtins))
         for name in names | {text["entry_point"] or ""}:
             space[name] = self._stand_in(name)
         exec(tests, space)  # noqa: S102 - confined
-        if any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
+        if asserts.calls_check(tree):
             space["check"](space[text["entry_point"] or ""])
 
     def _stand_in(self, name: str) -> Callable[..., Any]:
@@ -94,10 +112,16 @@ class Judge:
                 error = _exception(answer["raised"])
             except (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 raise ProgramEnded from None
-            self.raised_there = error
+            self.raised_there.add(type(error))
             raise error
 
         return call
+
+    def _watch(self, event: str, _: tuple[object, ...]) -> None:
+        """Nothing that is not in the tests runs here: it would stand where verdicts are written."""
+        if event in _CODE_COMES and sys._getframe(1).f_globals.get("__name__") not in _OF_THE_LIBRARY:  # noqa: SLF001 - who asks
+            self.forbidden = True
+            raise Forbidden
 
     def _mark(self, number: int, passed: object) -> None:
         self._say(f"{'pass' if passed else 'fail'} {number}")
