@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import rich
 import torch
 import transformers
 from jsonargparse import Namespace
@@ -100,6 +101,7 @@ class LitReasonCLI(LightningCLI):
 
     run_dir: Path
     subcommand: str
+    dry_run: bool
 
     def __init__(self, args: Sequence[str]) -> None:
         self.arguments = list(args)
@@ -161,6 +163,14 @@ class LitReasonCLI(LightningCLI):
         parser: LightningArgumentParser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         # checkpoints hold plain data: never run code that a downloaded one may carry
         parser.set_defaults({"weights_only": True})
+        if subcommand == "fit":
+            parser.add_argument(
+                "--dry_run",
+                "--dry-run",
+                action="store_true",
+                help="Check everything that can be checked without loading weights, print the memory the run would "
+                "take by part, and write nothing.",
+            )
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -172,6 +182,7 @@ class LitReasonCLI(LightningCLI):
         for section in ("trainer", "data"):
             if not isinstance(config[section], Namespace):
                 raise UserError(f"{section}: expected a mapping of options, got {config[section]!r}")
+        self.dry_run = config.pop("dry_run", False)
         name = config.model.class_path.rpartition(".")[2].lower()
         self.run_dir = resolve_run_directory(config.run_dir, config.ckpt_path, model=name, subcommand=self.subcommand)
         config.ckpt_path = resolve_checkpoint(config.ckpt_path, self.run_dir)
@@ -253,6 +264,16 @@ class LitReasonCLI(LightningCLI):
         _keep_hyperparameters(self.datamodule, self.config_dump["data"])
 
     # ------------------------------------------------------------------ subcommands
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.dry_run:
+            super()._run_subcommand(subcommand)
+            return
+        from lit_reason.memory import estimate, report
+
+        table, verdict = report(estimate(self.model, self.datamodule, self.trainer), self.trainer)
+        rich.get_console().print(table)
+        rich.get_console().print(verdict, markup=False, highlight=False, soft_wrap=True)
+
     def validate(self, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
         """Measure the policy; `Report` shows the result."""
         self.trainer.validate(**kwargs, verbose=False)
