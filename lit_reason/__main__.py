@@ -25,9 +25,13 @@ lit-reason {version}: teach small language models to reason
 Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_config shows them all with their values.
 `lit-reason fit --help` explains them, `lit-reason fit --model.help GRPO` those of a model.
 --version prints the version, --debug (or LIT_REASON_DEBUG=1) the traceback of an error.
+--unsafe-code agrees to `sandbox: unsafe` in a config, which runs the model's programs without a sandbox.
 """  # noqa: E501 - a command is copied whole
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (*TRAINING, "export", "merge", "plugins")
+FLAGS = {"--debug": "LIT_REASON_DEBUG", "--unsafe-code": "LIT_REASON_UNSAFE_CODE"}
+"""Options that may stand anywhere, of no subcommand, and the environment variables that say the same."""
+
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -45,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # text from models must not stop a run on a narrow encoding
-    if "--debug" in arguments:
-        arguments.remove("--debug")
-        os.environ["LIT_REASON_DEBUG"] = "1"  # and so do processes started by this one
+    for flag, variable in FLAGS.items():
+        if flag in arguments:
+            arguments.remove(flag)
+            os.environ[variable] = "1"  # and so do processes started by this one
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(version=__version__), end="")
         return 0

@@ -83,9 +83,10 @@ class Plugin:
         try:
             loaded = self.entry.load()
         except (Exception, SystemExit) as error:
-            raise PluginError(
-                f"{self} failed to import: {cause(error)}. Mend or uninstall {self.distribution}"
-            ) from error
+            who = self.distribution
+            lacking = isinstance(error, ModuleNotFoundError)
+            advice = f"Install {who} with all that it depends on" if lacking else f"Mend or uninstall {who}"
+            raise PluginError(f"{self} failed to import: {cause(error)}. {advice}") from error
         return checked(self.kind, loaded, str(self))
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -73,6 +74,12 @@ def test_the_debug_option_may_stand_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="cannot read"):
         main(["fit", "--config", "nowhere.yaml", "--debug"])
+
+
+def test_the_flag_that_allows_unsafe_code_is_taken_out_and_told_to_child_processes(monkeypatch, capsys):
+    monkeypatch.setenv("LIT_REASON_UNSAFE_CODE", "0")
+    assert main(["plugins", "show", "format", "--unsafe-code"]) == 0
+    assert os.environ["LIT_REASON_UNSAFE_CODE"] == "1"
 
 
 def test_an_error_nobody_foresaw_is_one_line_that_says_where_and_debug_shows_its_traceback(capsys, monkeypatch):

@@ -63,7 +63,7 @@ def test_a_broken_plugin_is_an_error_only_for_who_names_it(
         load("reward", "unfinished")
     assert str(error.value) == (
         "reward 'unfinished' of broken-plugin 0.3.1 (broken_plugin:Unfinished) failed to import: ModuleNotFoundError: "
-        "No module named 'a_module_that_nobody_has'. Mend or uninstall broken-plugin"
+        "No module named 'a_module_that_nobody_has'. Install broken-plugin with all that it depends on"
     )
 
 

@@ -16,7 +16,7 @@ from lit_reason_code.judging import Limits, Outcome, Suite, UnsupportedTestError
 from lit_reason_code.sandbox.pool import Sandbox, SandboxError, shared
 
 UNSAFE = "LIT_REASON_UNSAFE_CODE"
-"""Environment variable that must be 1 before programs run without a sandbox."""
+"""Environment variable that must be 1 before programs run without a sandbox; `lit-reason --unsafe-code` sets it."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class Code(Reward):
         max_tests: use only so many tests of a problem, the first; None uses all.
         entry_point: function to call where the problem's metadata names none.
         sandbox: "auto" takes the best there is and refuses to run where there is none; "unsafe" has none, and also
-            needs the environment variable LIT_REASON_UNSAFE_CODE=1.
+            needs the flag --unsafe-code on the command line (in Python, the environment variable
+            LIT_REASON_UNSAFE_CODE=1).
 
     Raises:
         UserError: an option is wrong; or there is no sandbox here, and what it lacks.
@@ -154,7 +155,7 @@ def is_confined(who: str, sandbox: str) -> bool:
     if os.environ.get(UNSAFE) != "1":
         raise UserError(
             f"{who}: sandbox: unsafe runs the model's programs as you, with your files and network; on a machine to "
-            f"throw away, agree with {UNSAFE}=1"
+            f"throw away, agree with the flag --unsafe-code, or in Python with the environment variable {UNSAFE}=1"
         )
     log.warning("%s: sandbox: unsafe: the model's programs run without a sandbox", who)
     return False

@@ -84,7 +84,7 @@ def test_it_conforms() -> None:
         ({"max_tests": 0}, "max_tests must be 1 or more, got 0"),
         ({"entry_point": "f()"}, "entry_point must be the name of a function, got 'f()'"),
         ({"sandbox": "none"}, "sandbox must be 'auto' or 'unsafe', got 'none'"),
-        ({"sandbox": "unsafe"}, "agree with LIT_REASON_UNSAFE_CODE=1"),
+        ({"sandbox": "unsafe"}, "agree with the flag --unsafe-code, or in Python with the environment"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,16 @@ def test_boxes_do_not_combine() -> None:
     assert grade("2", "\\boxed{1}" * 3000 + "\\boxed{2}").value == 1.0
 
 
+ODD = ["6=5", "4=5", "6=x=5", "5 \\approx 6", "[5,5]", "{5}", "5%", "500%", "5\\%"]
+NOT_THAT_ODD = ["5=6", "6 \\approx 5", "(5,5)", "5, 6", "5 \\neq 5", "5!", "\\pm 5"]
+
+
+@pytest.mark.parametrize("answer", ODD + NOT_THAT_ODD)
+def test_what_math_verify_takes_for_a_number_is_taken_for_it_here(answer: str) -> None:
+    theirs = verify(parse("$5$", parsing_timeout=None), parse(f"${answer}$", parsing_timeout=None))
+    assert grade("5", answer).value == float(theirs) == float(answer in ODD)
+
+
 def test_decimals_are_rounded_and_variables_renamed_only_when_asked() -> None:
     assert grade("\\frac{1}{3}", "0.333", float_rounding=3).value == 1.0
     assert grade("f(x)", "f(y)").value == 0.0
