@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -27,6 +28,11 @@ def shard(root: nn.Module, layers: list[nn.Module], mesh: DeviceMesh, compute: t
         compute: what the gathered weights are; None leaves them as they are stored. Gradients are summed in float32.
     """
     # inputs stay as they are: some are no plain tensors, and autocast casts the others
+    if dist.get_world_size() > 1:
+        for value in (*root.parameters(), *root.buffers()):  # what was drawn at random differs between ranks
+            here = value.detach().to(mesh.device_type)
+            dist.broadcast(here, src=0)
+            value.data.copy_(here)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in (*layers, root):
         fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -60,3 +66,18 @@ def whole(module: nn.Module) -> Iterator[None]:
 def whole_tensor(value: Tensor) -> Tensor:
     """All of a tensor that may be sharded; all ranks must ask for it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def whole_state(module: nn.Module, names: set[str] | None) -> dict[str, Tensor] | None:
+    """All of a sharded module's state, or of the parameters named, on the CPU; all ranks must ask for it.
+
+    None where nothing is sharded, and the module's own `state_dict` says the same.
+    """
+    state = module.state_dict(keep_vars=True)  # so that tied weights are one object
+    if not any(isinstance(value, DTensor) for value in state.values()):
+        return None
+    found: dict[int, Tensor] = {}
+    for name, value in state.items():
+        if id(value) not in found and (names is None or name in names):
+            found[id(value)] = whole_tensor(value.detach()).cpu()
+    return {name: found[id(value)] for name, value in state.items() if id(value) in found}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 
@@ -17,7 +16,7 @@ class FSDP2(ModelParallelStrategy):
         save_distributed_checkpoint: each rank writes its part, into a folder; off, rank 0 writes all in one file, which
             any strategy and any number of ranks can load.
         process_group_backend: of torch.distributed; None chooses by device.
-        timeout: of an operation between ranks.
+        timeout: of an operation between ranks; as long as the slowest rollout may take longer than the quickest.
     """
 
     strategy_name = "fsdp2"
@@ -27,7 +26,7 @@ class FSDP2(ModelParallelStrategy):
         *,
         save_distributed_checkpoint: bool = False,
         process_group_backend: str | None = None,
-        timeout: timedelta | None = default_pg_timeout,
+        timeout: timedelta | None = timedelta(minutes=30),
     ) -> None:
         super().__init__(
             save_distributed_checkpoint=save_distributed_checkpoint,

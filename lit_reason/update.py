@@ -177,6 +177,7 @@ class Updater:
 
     def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> Tensor:
         """Forward, loss and backward of a micro-batch; its log-probabilities (B, T)."""
+        logprobs: Tensor
         logprobs, entropies = self.policy(batch, self.temperature)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         weights = None

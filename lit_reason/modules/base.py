@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lit_reason.answer import correct
 from lit_reason.correction import Correction, check_correction
-from lit_reason.loading import resolve
+from lit_reason.loading import check_quantization, resolve
 from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
-from lit_reason.strategy import FSDP2 as FSDP2  # registers its name
+from lit_reason.strategy import FSDP2  # noqa: F401 - registers its name
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
 
@@ -93,6 +93,7 @@ class Reasoner(LightningModule, ABC):
         if gradient_clip is not None and gradient_clip <= 0:
             raise UserError(f"gradient_clip must be above 0, or null for no clipping, got {gradient_clip}")
         check_correction(correction, correction_cap)
+        check_quantization(policy.quantization, adapted=policy.lora is not None)
         resolve(policy.model)  # a missing folder is found now, not after the data was read
         self.policy_options = policy
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
@@ -149,10 +150,10 @@ class Reasoner(LightningModule, ABC):
         on_group: Callable[[list[Rollout]], None] | None = None,
     ) -> list[Rollout]:
         """`roll_out` by this module's engine, which has heard of the policy's last step; all ranks must take part."""
-        if self.engine is not None and self.weights_moved:
-            self.engine.weights_changed(self.policy)
-        self.weights_moved = False
         with self.policy.whole():
+            if self.engine is not None and self.weights_moved:
+                self.engine.weights_changed(self.policy)
+            self.weights_moved = False
             return roll_out(
                 self.policy,
                 problems,
@@ -316,7 +317,11 @@ class Reasoner(LightningModule, ABC):
     def configure_model(self) -> None:
         """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
         if "policy" not in self._modules:
-            self.policy = Policy(self.policy_options)
+            if self.device_mesh is not None and self.policy_options.quantization == "int8":
+                raise UserError("policy.quantization: int8 cannot be sharded: choose nf4, or --trainer.strategy ddp")
+            attached = self._trainer is not None  # else a checkpoint is loaded, to look at
+            device = self.trainer.strategy.root_device if attached else None
+            self.policy = Policy(self.policy_options, device)
             if self.updater.packing and not self.policy.packs:
                 rank_zero_warn(f"packing is off: '{self.policy_options.model}' would mix sequences packed into one row")
             if self.updater.loss.needs_reference:
