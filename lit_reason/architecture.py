@@ -31,10 +31,10 @@ def keeps_packed_apart(lm: Any, logits: Callable[[Tensor], Tensor], name: str) -
         UserError: the model's logits are not its head on its last hidden states, or it looks ahead.
     """
     if "flash" in str(lm.config._attn_implementation):  # noqa: SLF001 - there is no public name for it
-        return True  # cannot run where models are loaded, on the CPU, and tells sequences apart by design
+        return True  # cannot run where most models are loaded, on the CPU, and tells sequences apart by design
     lm.eval()
-    ids = torch.arange(4)[None] % lm.config.get_text_config().vocab_size
-    positions = torch.arange(4)[None]
+    positions = torch.arange(4, device=lm.device)[None]
+    ids = positions % lm.config.get_text_config().vocab_size
     hidden = lm.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0].float()
     expected = lm(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
     if not torch.allclose(logits(hidden.to(lm.dtype)).float(), expected, rtol=0.01, atol=0.01):
@@ -62,7 +62,8 @@ def install_layouts(lm: Any) -> int:  # noqa: ANN401
     config = lm.config.get_text_config()
     if not install(lm):
         return 0
-    ids, positions = torch.arange(5)[None] % config.vocab_size, torch.tensor([[0, 1, 2, 3, 2]])
+    ids = torch.arange(5, device=lm.device)[None] % config.vocab_size
+    positions = torch.tensor([[0, 1, 2, 3, 2]], device=lm.device)
     sequences = [torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 4])]
     layout = SharedPrompts([Family(start=0, prompt=2, completions=(2, 1))])
     try:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from lit_reason.answer import correct
 from lit_reason.correction import Correction, check_correction
-from lit_reason.loading import resolve
+from lit_reason.loading import check_quantization, resolve
 from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
+from lit_reason.strategy import FSDP2  # noqa: F401 - registers its name
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
 
@@ -92,6 +93,7 @@ class Reasoner(LightningModule, ABC):
         if gradient_clip is not None and gradient_clip <= 0:
             raise UserError(f"gradient_clip must be above 0, or null for no clipping, got {gradient_clip}")
         check_correction(correction, correction_cap)
+        check_quantization(policy.quantization, adapted=policy.lora is not None)
         resolve(policy.model)  # a missing folder is found now, not after the data was read
         self.policy_options = policy
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
@@ -147,19 +149,20 @@ class Reasoner(LightningModule, ABC):
         stream: Sequence[int],
         on_group: Callable[[list[Rollout]], None] | None = None,
     ) -> list[Rollout]:
-        """`roll_out` by this module's engine, which has heard of the policy's last step."""
-        if self.engine is not None and self.weights_moved:
-            self.engine.weights_changed(self.policy)
-        self.weights_moved = False
-        return roll_out(
-            self.policy,
-            problems,
-            sampling,
-            group_size,
-            stream=stream,
-            engine=self.engine,
-            on_group=on_group,
-        )
+        """`roll_out` by this module's engine, which has heard of the policy's last step; all ranks must take part."""
+        with self.policy.whole():
+            if self.engine is not None and self.weights_moved:
+                self.engine.weights_changed(self.policy)
+            self.weights_moved = False
+            return roll_out(
+                self.policy,
+                problems,
+                sampling,
+                group_size,
+                stream=stream,
+                engine=self.engine,
+                on_group=on_group,
+            )
 
     def on_group(self, group: list[Rollout]) -> None:
         """Called by `rollout` with each group as soon as its last completion has finished, while others generate."""
@@ -314,11 +317,17 @@ class Reasoner(LightningModule, ABC):
     def configure_model(self) -> None:
         """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
         if "policy" not in self._modules:
-            self.policy = Policy(self.policy_options)
+            if self.device_mesh is not None and self.policy_options.quantization == "int8":
+                raise UserError("policy.quantization: int8 cannot be sharded: choose nf4, or --trainer.strategy ddp")
+            attached = self._trainer is not None  # else a checkpoint is loaded, to look at
+            device = self.trainer.strategy.root_device if attached else None
+            self.policy = Policy(self.policy_options, device)
             if self.updater.packing and not self.policy.packs:
                 rank_zero_warn(f"packing is off: '{self.policy_options.model}' would mix sequences packed into one row")
             if self.updater.loss.needs_reference:
                 self.policy.keep_reference()
+            if self.device_mesh is not None:  # the strategy shards
+                self.policy.shard(self.device_mesh["data_parallel"], self.trainer.precision)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's many accepted forms
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
