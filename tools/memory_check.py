@@ -5,8 +5,9 @@
 
 Each configuration trains two steps in a process of its own (the second step has gradients and optimizer states of the
 first), with completions that never end by themselves. On a CPU the measure is how far the resident memory of the
-process rises, in each phase, above what it was after a tiny model was trained (all imports, all threads); on CUDA it is torch's own count. Freed memory goes
-back to the system at once here (`MALLOC_*`), or a phase would be charged for what an earlier one left behind.
+process rises, in each phase, above what it was after a tiny model was trained (all imports, all threads); on CUDA it
+is torch's own count. Freed memory goes back to the system at once here (`MALLOC_*`), or a phase would be charged for
+what an earlier one left behind.
 """
 
 from __future__ import annotations
