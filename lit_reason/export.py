@@ -178,22 +178,16 @@ def _check_kind(trained: Trained, kind: str) -> str:
 
 
 def merge_adapters(policy: Policy) -> None:
-    """Add the adapters to the weights they adapt, in float32, so that rounding happens once; the policy is plain then.
+    """Add the adapters to the weights they adapt, for good, dequantised where they are; the policy is plain then.
 
     A tied head that is adapted is untied first: PEFT adds the update to one end only, and merging would to both.
     """
-    import torch
-
     lm = policy.causal_lm
-    dtype = lm.dtype
     embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     if head.weight is embedding.weight and (hasattr(head, "lora_A") or hasattr(embedding, "lora_A")):
         lm.config.get_text_config().tie_word_embeddings = lm.config.tie_word_embeddings = False
-        getattr(head, "base_layer", head).weight = torch.nn.Parameter(head.weight.detach().clone())
-    policy.model.float()
-    policy.model = policy.model.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # a PeftModel
-    policy.options = replace(policy.options, lora=None)
-    policy.model.to(dtype)
+    policy.model = policy.merged()
+    policy.options = replace(policy.options, lora=None, quantization=None)
 
 
 def _write_model(policy: Policy, folder: Path, dtype: str | None) -> None:

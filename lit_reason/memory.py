@@ -25,6 +25,7 @@ from lit_reason.types import Problem, Rollout
 if TYPE_CHECKING:
     from lit_reason.data import ReasoningData
     from lit_reason.modules.base import Reasoner
+    from lit_reason.policy import Policy
 
 MIB = 2**20
 QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
@@ -85,8 +86,7 @@ def estimate(module: Reasoner, data: ReasoningData, trainer: Trainer) -> list[Ph
         if prompts and completions and module.engine is None:
             cache, peak = simulation.rollout(prompts, completions, module.sampling)
             whole = simulation.weights if "sharded" in _kind(trainer) else 0
-            merged = simulation.adapted() if simulation.merges() else 0
-            parts = {"gathered weights": whole, "merged weights": merged, "KV cache": cache}
+            parts = {"gathered weights": whole, "plain weights": _plain(simulation, on_cpu=on_cpu), "KV cache": cache}
             phases.append(Phase(name=name, parts={**held, **parts, "logits and work": max(0, peak - cache)}))
     activations, work = _update(module, simulation, asked, on_cpu=on_cpu)
     parts = {"gathered weights": gathered, "activations": activations, "logits and work": work}
@@ -98,11 +98,9 @@ def _held(module: Reasoner, simulation: Simulation, trainer: Trainer, ranks: int
     options = module.policy_options
     trained = [p for p in simulation.policy.parameters() if p.requires_grad]
     weights, gradients = simulation.weights, sum(p.nbytes for p in trained)
-    kind = getattr(options, "quantization", None)
-    if kind is not None:
-        head = simulation.policy.causal_lm.get_output_embeddings()
-        linear = [m.weight for m in _linear(simulation.policy) if m is not head]
-        weights -= sum(w.nbytes - round(w.numel() * QUANTISED[kind]) for w in linear)
+    if options.quantization is not None:
+        rate = QUANTISED[options.quantization]
+        weights -= sum(w.nbytes - round(w.numel() * rate) for w in _quantisable(simulation.policy))
     reference = weights if module.updater.loss.needs_reference and options.lora is None else 0
     reference += weights if getattr(module, "restart", False) else 0  # a copy of what each round starts from
     state = round(sum(p.numel() for p in trained) * _state_bytes(module, trained[0].dtype))
@@ -119,9 +117,18 @@ def _held(module: Reasoner, simulation: Simulation, trainer: Trainer, ranks: int
     return held
 
 
-def _linear(policy: nn.Module) -> list[nn.Linear]:
-    """Layers that quantisation changes: not the adapters'."""
-    return [m for name, m in policy.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
+def _plain(simulation: Simulation, *, on_cpu: bool) -> int:
+    """What a rollout adds to the weights: with the adapters merged, or dequantised from 4 bits."""
+    if simulation.policy.options.quantization == "nf4":
+        return sum(w.numel() for w in _quantisable(simulation.policy)) * (4 if on_cpu else 2)
+    return simulation.adapted() if simulation.merges() else 0
+
+
+def _quantisable(policy: Policy) -> list[Tensor]:
+    """The weights that quantisation changes: of linear layers, but for the head and the adapters."""
+    head = policy.causal_lm.get_output_embeddings()
+    named = [(name, m) for name, m in policy.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    return [m.weight for name, m in named if "lora_" not in name]
 
 
 def _bytes(module: nn.Module) -> int:

@@ -78,6 +78,11 @@ def write_card(folder: Path, *, kind: str, trained: Trained, base: str, run: Pat
     ]
     if kind == "adapter" and local:
         parts.append("The base model is a folder of the machine that exported this; `adapter_config.json` names it.")
+    if kind == "adapter" and trained.policy.options.quantization is not None:
+        parts.append(
+            f"The adapter was trained on the base in {trained.policy.options.quantization} (bitsandbytes, double "
+            "quantised where in 4 bits): on the base as it is, its answers differ a little."
+        )
     if scores:
         parts += ["## Scores", _table(scores)]
     curve = run / "curve.png"

@@ -21,12 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lit_reason.adapters import add_adapter
 from lit_reason.attention import UnknownAttentionError, install, no_mask
 from lit_reason.batching import collate
 from lit_reason.engines.cache import FIRST_COLUMNS, Decode
 from lit_reason.engines.in_process import _Batch
 from lit_reason.loading import load_chat_template, load_model, load_tokenizer, resolve
-from lit_reason.policy import Policy, PolicyOptions, _eos_ids, _with_adapter
+from lit_reason.policy import Policy, PolicyOptions, _eos_ids
 from lit_reason.rollout import Request, Sampling
 from lit_reason.types import MicroBatch, Rollout
 
@@ -91,7 +92,7 @@ class Hollow(Policy):
                 attention=options.attention,
                 random_weights=True,
             )
-            model = lm if options.lora is None else _with_adapter(lm, options)
+            model = lm if options.lora is None else add_adapter(lm, options.lora)
         self.eos_ids = _eos_ids(lm, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad is None else pad
@@ -216,9 +217,11 @@ class Simulation:
         return cache, self.ledger.peak - before
 
     def merges(self) -> bool:
-        """Whether a rollout has merged weights beside those they are made of, see `Policy.merged`."""
+        """Whether a rollout has merged weights beside those they are made of, see `adapters.plain_weights`."""
         head = self.policy.causal_lm.get_output_embeddings().weight
         weights = [layer.get_base_layer().weight for layer in self._adapted()]
+        if self.policy.options.quantization is not None:
+            return False
         return bool(weights) and all(w.dtype == torch.float32 and w is not head for w in weights)
 
     def adapted(self) -> int:
@@ -231,15 +234,14 @@ class Simulation:
 
 def _take_shape(module: nn.Module) -> None:
     """Put hollow tensors of the CPU in the place of the meta device's; tied ones stay tied."""
-    made: dict[int, Tensor] = {}
+    made: dict[int, Any] = {}
     for part in module.modules():
         for own in (part._parameters, part._buffers):  # noqa: SLF001 - `to_empty` would untie
             for name, value in own.items():
                 if value is not None and id(value) not in made:
                     new = torch.empty_like(value, device="cpu")
-                    made[id(value)] = nn.Parameter(new, value.requires_grad) if own is part._parameters else new  # noqa: SLF001
-                if value is not None:
-                    own[name] = made[id(value)]
+                    made[id(value)] = nn.Parameter(new, value.requires_grad) if isinstance(value, nn.Parameter) else new
+                own[name] = None if value is None else made[id(value)]
 
 
 def _base_of(model: str) -> str:

@@ -136,12 +136,12 @@ def _options(config: dict[str, Any]) -> PolicyOptions:
 @torch.no_grad()
 def _load(policy: Policy, state: dict[str, Tensor], path: Path) -> bool:
     """Put a state into a policy, in the state's own precision; whether frozen weights were others before."""
-    frozen = {name for name, p in policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    own = policy.state_dict()
-    absent = set(own) - set(state)
-    if absent == frozen:  # adapters alone
+    trained = {name for name, p in policy.named_parameters(remove_duplicate=False) if p.requires_grad}
+    own = set(policy.state_dict())
+    absent = own - set(state)
+    if absent == own - trained:  # adapters alone
         absent = set()
-    if strange := sorted(absent | (set(state) - set(own))):
+    if strange := sorted(absent | (set(state) - own)):
         raise UserError(f"the weights in '{path}' are not those of '{policy.options.model}': such as {strange[0]}")
     moved = False
     for name, parameter in policy.named_parameters(remove_duplicate=False):
@@ -153,12 +153,14 @@ def _load(policy: Policy, state: dict[str, Tensor], path: Path) -> bool:
                 f"the weights in '{path}' are not those of '{policy.options.model}': {name} has shape "
                 f"{tuple(new.shape)}, expected {tuple(parameter.shape)}"
             )
-        if name in frozen:
+        if name not in trained:
             moved |= not torch.equal(parameter.to(new.dtype), new)
         parameter.data = new.clone()
     for name, buffer in policy.named_buffers():
         if name in state:
             buffer.copy_(state[name])
+    if moved and policy.options.quantization is not None:  # what scales them was made from other weights
+        raise UserError(f"the weights of '{policy.options.model}' are no longer those that '{path}' was trained on")
     return moved
 
 
