@@ -10,27 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import transformers
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_reason.__main__ import TERMINATED, debugging, one_line
 from lit_reason.callbacks import (
     Curve,
     FinalValidation,
-    LastCheckpoint,
     OptimizerOptions,
     Predictions,
     Report,
+    Rewind,
     Samples,
     SavedModel,
     Summary,
 )
+from lit_reason.checkpoint import AtomicCheckpointIO, examine, newest
+from lit_reason.checkpoint_callback import CheckpointOptions, RunCheckpoints
 from lit_reason.cli_errors import OneLineParser, cause_of, check_configs, config_files
 from lit_reason.data import ReasoningData
 from lit_reason.engines.continuous import ContinuousBatching
@@ -136,6 +139,12 @@ class LitReasonCLI(LightningCLI):
             help="Directory of the run. By default `runs/<model>`, or that of `--ckpt_path`; a number is added to one "
             "that holds another run.",
         )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="Go on from the newest checkpoint of the run directory that is whole; begin there when it has none.",
+        )
+        parser.add_class_arguments(CheckpointOptions, "checkpoints")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -157,15 +166,26 @@ class LitReasonCLI(LightningCLI):
             if not isinstance(config[section], Namespace):
                 raise UserError(f"{section}: expected a mapping of options, got {config[section]!r}")
         name = config.model.class_path.rpartition(".")[2].lower()
-        self.run_dir = resolve_run_directory(config.run_dir, config.ckpt_path, model=name, subcommand=self.subcommand)
+        if config.resume and (self.subcommand != "fit" or config.ckpt_path):
+            raise UserError("resume: it is for fit, and finds the checkpoint itself: leave it or ckpt_path out")
+        self.run_dir = resolve_run_directory(
+            config.run_dir, config.ckpt_path, model=name, subcommand=self.subcommand, resume=config.resume
+        )
         config.ckpt_path = resolve_checkpoint(config.ckpt_path, self.run_dir)
-        if config.ckpt_path and Path(config.ckpt_path).is_file():
-            check_checkpoint(config.ckpt_path)
+        if config.ckpt_path and Path(config.ckpt_path).exists():
+            examine(Path(config.ckpt_path))
+        if config.resume:
+            self._resume(config)
         if not 0 <= config.seed_everything < 2**32:
             raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}")
         unlimited = config.trainer.max_steps == -1 and config.trainer.max_time is None
         if config.trainer.max_epochs is None and unlimited:
             config.trainer.max_epochs = 1  # Lightning's own answer to no limit at all is 1000
+
+    def _resume(self, config: Namespace) -> None:
+        found = newest(self.run_dir / CHECKPOINTS)
+        rank_zero_info(f"going on from {found}" if found else f"nothing to resume in {self.run_dir}: the run begins")
+        config.ckpt_path = str(found) if found else None
 
     def instantiate_classes(self) -> None:
         try:
@@ -188,6 +208,10 @@ class LitReasonCLI(LightningCLI):
             config["logger"] = [RunLogger(self.run_dir), *(x for x in loggers if not isinstance(x, bool | None))]
         elif isinstance(config["logger"], bool | None):
             config["logger"] = False  # one row of metrics needs no log
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         self.save_config_kwargs["config_filename"] = config_name(self.subcommand)
         try:
             return self._instantiate_trainer(config, [])
@@ -207,24 +231,15 @@ class LitReasonCLI(LightningCLI):
             own.append(Samples(self.run_dir))
         own += [
             OptimizerOptions(),
+            Rewind(self.run_dir),
             FinalValidation(),
             SavedModel(self.run_dir),
             Curve(self.run_dir),
             Summary(self.run_dir),
         ]
         if config["enable_checkpointing"] is not False:
-            folder = self.run_dir / CHECKPOINTS
-            if not _any(given, Checkpoint):
-                own.append(
-                    ModelCheckpoint(
-                        dirpath=folder,
-                        filename="best",
-                        monitor="val/accuracy",
-                        mode="max",
-                        enable_version_counter=False,
-                    )
-                )
-            own.append(LastCheckpoint(folder))  # last, so that it holds the others' state
+            # among the last, so that it holds the others' state
+            own.append(RunCheckpoints(self.run_dir / CHECKPOINTS, self._get(self.config_init, "checkpoints")))
         return own
 
     def after_instantiate_classes(self) -> None:
@@ -232,6 +247,7 @@ class LitReasonCLI(LightningCLI):
         if config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(self.run_dir.resolve()):
             # what is saved describes the whole run and not its resumption; the Trainer has a copy of its own
             config.ckpt_path = None
+        config.run_dir, config.resume = str(self.run_dir), False
         self._dump_config()
         _keep_hyperparameters(self.model, self.config_dump["model"])
         _keep_hyperparameters(self.datamodule, self.config_dump["data"])
@@ -276,29 +292,11 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def check_checkpoint(path: str) -> None:
-    """Read a checkpoint as plain data, before a model loads.
-
-    Raises:
-        UserError: it is damaged, holds code, or is something else than a checkpoint of a run.
-    """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"ckpt_path: '{path}' cannot be read as a checkpoint: {one_line(reason)[:200]}") from error
-    wanted = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
-    missing = [key for key in wanted if key not in found] if isinstance(found, dict) else list(wanted)
-    if missing:
-        raise UserError(f"ckpt_path: '{path}' is no checkpoint of a run: it has no {missing[0]}")
-
-
 def quieten() -> None:
     """Silence advice that does not concern a run, for this process."""
     for text in (
         r"The '.*' does not have many workers",  # problems are text, loading them takes no time
         r"Checkpoint directory .* exists and is not empty",  # it is the run that is resumed
-        r".*ModelCheckpoint.*could not find the monitored key",  # before the first validation
         r"You're resuming from a checkpoint that ended before the epoch",  # ReasoningData knows its place in the epoch
         r"Be aware that when using `ckpt_path`, callbacks used",  # measuring needs none of them
         r"It is recommended to use `self.log\('val/",  # validation metrics are gathered before they are logged

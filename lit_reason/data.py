@@ -115,7 +115,7 @@ class ReasoningData(LightningDataModule):
         phases = self._phases(self.task.problems("train"), self.prompts_per_step, self.seed)
         sampler = PhaseSampler(phases)
         sampler.start = self.phases_done % len(phases)
-        return DataLoader(phases, batch_size=None, sampler=sampler)
+        return _loader(phases, sampler)
 
     def val_dataloader(self) -> DataLoader[list[Problem]] | list[Any]:
         problems = self.task.problems("validation")
@@ -123,7 +123,7 @@ class ReasoningData(LightningDataModule):
         if count == 0:
             return []
         phases = self._phases([problems[i] for i in range(count)], self.validation_batch, None)
-        return DataLoader(phases, batch_size=None, sampler=PhaseSampler(phases))
+        return _loader(phases, PhaseSampler(phases))
 
     def test_dataloader(self) -> DataLoader[list[Problem]] | list[Any]:
         return self.val_dataloader()
@@ -146,3 +146,8 @@ class ReasoningData(LightningDataModule):
     def _phases(self, problems: Sequence[Problem], size: int, seed: int | None) -> Phases:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return Phases(problems, size, rank, world_size, seed)
+
+
+def _loader(phases: Phases, sampler: PhaseSampler) -> DataLoader[list[Problem]]:
+    # without a generator of its own each pass would draw a number from the global one, and a resumed run one more
+    return DataLoader(phases, batch_size=None, sampler=sampler, generator=torch.Generator())
