@@ -30,15 +30,15 @@ _KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
 _BLOCK = 2**20
 
 
-class DamagedCheckpoint(UserError):
+class DamagedCheckpointError(UserError):
     """A checkpoint that is not what was written, or never was one."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes and reads checkpoints as this module's docstring says; `lit-reason` uses it always.
 
-    In a Trainer of one's own: `Trainer(plugins=[AtomicCheckpointIO()])`. Paths with a scheme, such as s3://, are left to
-    Lightning, but for the plain data.
+    In a Trainer of one's own: `Trainer(plugins=[AtomicCheckpointIO()])`. Paths with a scheme, such as s3://, are left
+    to Lightning, but for the plain data.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
@@ -56,12 +56,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self,
         path: str | Path,
         map_location: Callable[..., Any] | None = None,
-        weights_only: bool | None = None,  # noqa: FBT001 - Lightning's signature
+        weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Verify and read a checkpoint as plain data, into the memory of the CPU; `weights_only` is on whatever it says.
+        """Verify and read a checkpoint as plain data into the CPU's memory; `weights_only` is always on.
 
         Raises:
-            DamagedCheckpoint: it is not what was written, or holds more than plain data.
+            DamagedCheckpointError: it is not what was written, or holds more than plain data.
         """
         if _remote(path):
             remote: dict[str, Any] = super().load_checkpoint(path, weights_only=True)
@@ -154,7 +154,7 @@ def verify(path: Path) -> None:
     A file without a digest, of another program or an earlier version, is held to the checksums of its zip archive.
 
     Raises:
-        DamagedCheckpoint: it is not, or there is none; one line says why.
+        DamagedCheckpointError: it is not, or there is none; one line says why.
     """
     if path.is_dir():
         from lit_reason.checkpoint_shards import verify_shards
@@ -168,20 +168,20 @@ def verify(path: Path) -> None:
             comment = file.read()
             if comment.startswith(_MARK):
                 if sha256(file, size - _COMMENT) != comment.removeprefix(_MARK).decode("ascii", "replace"):
-                    raise DamagedCheckpoint(
+                    raise DamagedCheckpointError(
                         f"checkpoint '{path}' is damaged: its SHA-256 is not the one it was written with"
                     )
             elif zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
                     broken = archive.testzip()
                 if broken is not None:
-                    raise DamagedCheckpoint(
+                    raise DamagedCheckpointError(
                         f"checkpoint '{path}' is damaged: the checksum of its part '{broken}' is wrong"
                     )
             elif size == 0:
-                raise DamagedCheckpoint(f"checkpoint '{path}' is empty")
+                raise DamagedCheckpointError(f"checkpoint '{path}' is empty")
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # zipfile raises all of them
-        raise DamagedCheckpoint(f"checkpoint '{path}' cannot be read: {_reason(error)}") from error
+        raise DamagedCheckpointError(f"checkpoint '{path}' cannot be read: {_reason(error)}") from error
 
 
 def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -192,20 +192,20 @@ def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         mapped: leave tensors on disk until they are looked at.
 
     Raises:
-        DamagedCheckpoint: that is impossible, or it is no checkpoint of a run.
+        DamagedCheckpointError: that is impossible, or it is no checkpoint of a run.
     """
     if path.is_dir():
-        raise DamagedCheckpoint(
+        raise DamagedCheckpointError(
             f"checkpoint '{path}' is a folder of shards: only strategy fsdp2 continues from it; `lit-reason export` "
             "makes a plain model of it"
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except Exception as error:  # whatever a damaged or malicious file provokes
-        raise DamagedCheckpoint(f"checkpoint '{path}' cannot be read as plain data: {_reason(error)}") from error
+        raise DamagedCheckpointError(f"checkpoint '{path}' cannot be read as plain data: {_reason(error)}") from error
     missing = [key for key in _KEYS if key not in found] if isinstance(found, dict) else list(_KEYS)
     if missing:
-        raise DamagedCheckpoint(f"'{path}' is no checkpoint of a run: it has no {missing[0]}")
+        raise DamagedCheckpointError(f"'{path}' is no checkpoint of a run: it has no {missing[0]}")
     checkpoint: dict[str, Any] = found
     return checkpoint
 
@@ -214,7 +214,7 @@ def examine(path: Path) -> dict[str, Any]:
     """Verify a checkpoint and return what it holds beside weights and optimizer states.
 
     Raises:
-        DamagedCheckpoint: it is damaged, holds more than plain data, or is no checkpoint of a run.
+        DamagedCheckpointError: it is damaged, holds more than plain data, or is no checkpoint of a run.
     """
     verify(path)
     if path.is_dir():
@@ -239,7 +239,7 @@ def newest(folder: Path) -> Path | None:
     for path in ordered:
         try:
             examine(path)
-        except DamagedCheckpoint as error:
+        except DamagedCheckpointError as error:
             damaged.append(str(error))
         else:
             for reason in damaged:

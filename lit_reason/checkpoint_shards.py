@@ -1,4 +1,4 @@
-"""Checkpoints of which every rank writes its shard: a folder, with a manifest of all its files as the mark of completion.
+"""Checkpoints of which every rank writes a shard: a folder, with a manifest of its files as the mark of completion.
 
 The shards are written into a folder beside their place. When all ranks have done so rank 0 writes down the size and the
 SHA-256 of every file, has them reach the disk, and renames the folder. A folder without a manifest, or with a file that
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 
-from lit_reason.checkpoint import DamagedCheckpoint, draft_of, sha256, sync, unwritten
+from lit_reason.checkpoint import DamagedCheckpointError, draft_of, sha256, sync, unwritten
 from lit_reason.types import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class ShardedCheckpoints(_Strategy):
                 shutil.rmtree(draft, ignore_errors=True)
             raise unwritten(path, error or OSError("another rank failed")) from error
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001 - Lightning's signature
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Verify and read a checkpoint as plain data; every rank calls this."""
         from lit_reason.checkpoint import examine
 
@@ -85,7 +85,7 @@ class ShardedCheckpoints(_Strategy):
                 error = str(found)
         error = self.broadcast(error)
         if error:
-            raise DamagedCheckpoint(error)
+            raise DamagedCheckpointError(error)
         return super().load_checkpoint(path, weights_only=True)
 
 
@@ -112,26 +112,26 @@ def verify_shards(folder: Path) -> None:
     """Check a folder against its manifest.
 
     Raises:
-        DamagedCheckpoint: it has none, or a file is missing or another than was written.
+        DamagedCheckpointError: it has none, or a file is missing or another than was written.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         items = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()]
     except FileNotFoundError:
-        raise DamagedCheckpoint(
+        raise DamagedCheckpointError(
             f"checkpoint '{folder}' is incomplete: it has no {MANIFEST}, which is written last"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"checkpoint '{folder}' is damaged: its {MANIFEST} cannot be read") from error
+        raise DamagedCheckpointError(f"checkpoint '{folder}' is damaged: its {MANIFEST} cannot be read") from error
     for name, size, digest in items:
         file = folder / name
         if not file.is_file():
-            raise DamagedCheckpoint(f"checkpoint '{folder}' is incomplete: '{name}' is missing")
+            raise DamagedCheckpointError(f"checkpoint '{folder}' is incomplete: '{name}' is missing")
         with file.open("rb") as opened:
             if file.stat().st_size != size or sha256(opened, size) != digest:
-                raise DamagedCheckpoint(f"checkpoint '{folder}' is damaged: '{name}' is not what was written")
+                raise DamagedCheckpointError(f"checkpoint '{folder}' is damaged: '{name}' is not what was written")
     if not {_METADATA_FILENAME, ".metadata"} <= {name for name, _, _ in items}:
-        raise DamagedCheckpoint(
+        raise DamagedCheckpointError(
             f"'{folder}' is no checkpoint of a run: it has no '{_METADATA_FILENAME}' or '.metadata'"
         )
     _check_index(folder / ".metadata")
@@ -141,12 +141,12 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """What a folder of shards holds beside weights and optimizer states.
 
     Raises:
-        DamagedCheckpoint: it cannot be read as plain data.
+        DamagedCheckpointError: it cannot be read as plain data.
     """
     try:
         found: dict[str, Any] = torch.load(folder / _METADATA_FILENAME, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a malicious file provokes
-        raise DamagedCheckpoint(f"checkpoint '{folder}' cannot be read as plain data") from error
+        raise DamagedCheckpointError(f"checkpoint '{folder}' cannot be read as plain data") from error
     return found
 
 
@@ -165,4 +165,4 @@ def _check_index(path: Path) -> None:
     try:
         _Index(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # likewise
-        raise DamagedCheckpoint(f"checkpoint '{path.parent}' cannot be read as plain data: {error}") from error
+        raise DamagedCheckpointError(f"checkpoint '{path.parent}' cannot be read as plain data: {error}") from error

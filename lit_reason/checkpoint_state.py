@@ -1,4 +1,4 @@
-"""What a checkpoint holds so that a resumed run repeats the uninterrupted one: random states, the place in the loops."""
+"""What a checkpoint holds for a resumed run to repeat the uninterrupted one: random states, the place in the loops."""
 
 from __future__ import annotations
 

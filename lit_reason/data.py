@@ -57,9 +57,10 @@ class PhaseSampler(DistributedSampler[int]):
         self.start = 0
 
     def __iter__(self) -> Iterator[int]:
+        # a generator, for a resumed fit makes the iterator before it says which epoch it is
         self.phases.shuffle(self.epoch)
         start, self.start = self.start, 0
-        return iter(range(start, len(self.phases)))
+        yield from range(start, len(self.phases))
 
     def __len__(self) -> int:
         return len(self.phases)
