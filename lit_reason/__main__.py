@@ -27,7 +27,6 @@ Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_confi
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (*TRAINING, "plugins")
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
-TERMINATED = 143  # 128 + SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:

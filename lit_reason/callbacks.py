@@ -20,6 +20,7 @@ from rich.table import Table
 from lit_reason.answer import extract_answer
 from lit_reason.checkpoint_callback import steps_over
 from lit_reason.console import metrics_table, percent, prompt_text, visible
+from lit_reason.interruption import Stopped
 from lit_reason.plot import draw_curve
 from lit_reason.progress import steps_done
 from lit_reason.run_log import FILENAME, RunLogger, keep_lines, read_metrics
@@ -262,7 +263,7 @@ class Summary(Callback):
         self._say(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+        if isinstance(exception, KeyboardInterrupt | Stopped) and trainer.state.fn == TrainerFn.FITTING:
             self._say(trainer, "interrupted")
 
     def _say(self, trainer: Trainer, how: str) -> None:

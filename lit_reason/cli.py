@@ -18,9 +18,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_reason.__main__ import TERMINATED, debugging, one_line
+from lit_reason.__main__ import debugging, one_line
 from lit_reason.callbacks import (
     Curve,
     FinalValidation,
@@ -39,6 +38,7 @@ from lit_reason.data import ReasoningData
 from lit_reason.engines.continuous import ContinuousBatching
 from lit_reason.engines.in_process import InProcess
 from lit_reason.engines.vllm import VLLM
+from lit_reason.interruption import Interruption
 from lit_reason.modules.base import Reasoner
 from lit_reason.modules.grpo import GRPO
 from lit_reason.modules.rejection import RejectionSampling
@@ -173,7 +173,10 @@ class LitReasonCLI(LightningCLI):
         )
         config.ckpt_path = resolve_checkpoint(config.ckpt_path, self.run_dir)
         if config.ckpt_path and Path(config.ckpt_path).exists():
-            examine(Path(config.ckpt_path))
+            try:
+                examine(Path(config.ckpt_path))
+            except UserError as error:
+                raise UserError(f"ckpt_path: {error}") from error
         if config.resume:
             self._resume(config)
         if not 0 <= config.seed_everything < 2**32:
@@ -220,13 +223,17 @@ class LitReasonCLI(LightningCLI):
 
     def _own_callbacks(self, given: list[Callback], config: dict[str, Any]) -> list[Callback]:
         """The run's callbacks; one the user configured takes the place of ours of the same kind."""
+        options = self._get(self.config_init, "checkpoints")
+        keeps = self.subcommand == "fit" and config["enable_checkpointing"] is not False
+        checkpoints = RunCheckpoints(self.run_dir / CHECKPOINTS, options) if keeps else None
+        interruption = Interruption(checkpoints, options.grace)
         own: list[Callback] = []
         if config["enable_progress_bar"] is not False and not _any(given, ProgressBar):
             own.append(RunProgress())
         if self.subcommand == "predict":
-            return [*own, Predictions(self.run_dir)]
+            return [*own, Predictions(self.run_dir), interruption]
         if self.subcommand != "fit":
-            return [*own, Report(self.run_dir)]
+            return [*own, Report(self.run_dir), interruption]
         if not _any(given, Samples):
             own.append(Samples(self.run_dir))
         own += [
@@ -236,10 +243,10 @@ class LitReasonCLI(LightningCLI):
             SavedModel(self.run_dir),
             Curve(self.run_dir),
             Summary(self.run_dir),
+            interruption,
         ]
-        if config["enable_checkpointing"] is not False:
-            # among the last, so that it holds the others' state
-            own.append(RunCheckpoints(self.run_dir / CHECKPOINTS, self._get(self.config_init, "checkpoints")))
+        if checkpoints is not None:
+            own.append(checkpoints)
         return own
 
     def after_instantiate_classes(self) -> None:
@@ -273,7 +280,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: the subcommand and its options.
 
     Returns:
-        The exit code: 0, or 130 when Ctrl-C ended it.
+        The exit code: 0, 130 when Ctrl-C ended it, 143 when SIGTERM did.
     """
     quieten()
     sys.path.insert(0, str(Path.cwd()))  # a reward in a file of the current folder is found, as with `python -m`
@@ -285,9 +292,6 @@ def run(arguments: Sequence[str]) -> int:
         # Lightning turns Ctrl-C into exit code 1, after letting callbacks finish
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
-        if isinstance(stop, SIGTERMException):
-            print("terminated", file=sys.stderr)
-            return TERMINATED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 

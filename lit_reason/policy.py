@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from lit_reason.architecture import install_layouts, keeps_packed_apart, switch_dropout_off
 from lit_reason.attention import no_mask
 from lit_reason.loading import load_chat_template, load_model, load_tokenizer
+from lit_reason.sharding import shard, whole
 from lit_reason.types import Message, MicroBatch, Problem, UserError
 
 EMPTY_THINK = "<think> </think>"
@@ -167,8 +169,14 @@ class Policy(nn.Module):
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     # ------------------------------------------------------------------ how likely
+    def forward(self, batch: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`logprobs` for a backward pass; where the policy is sharded, all ranks must call it equally often."""
+        return self.logprobs(batch, temperature)
+
     def logprobs(self, batch: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of the completion tokens, without ever holding all logits.
+
+        Without a gradient alone, where the policy is sharded, and inside `whole`.
 
         Args:
             batch: R rows of input holding B completions of at most T tokens.
@@ -290,7 +298,8 @@ class Policy(nn.Module):
         """Inside, `logprobs` are the reference policy's: the adapter switched off, or the frozen copy swapped in."""
         trained = self.model
         if self.options.lora is not None:
-            with trained.disable_adapter():  # type: ignore[operator]  # a PeftModel when LoRA is on
+            # gathered first: the adapter's weights are switched off where they are whole
+            with self.whole(), trained.disable_adapter():  # type: ignore[operator]  # a PeftModel when LoRA is on
                 yield
             return
         if not self._frozen_reference:
@@ -300,9 +309,28 @@ class Policy(nn.Module):
             frozen.to(lm.device, lm.dtype)
         self.model = frozen
         try:
-            yield
+            with whole(frozen):
+                yield
         finally:
             self.model = trained
+
+    # ------------------------------------------------------------------ on several ranks
+    def shard(self, mesh: DeviceMesh, precision: str) -> None:
+        """Divide the weights among the ranks of a mesh of one dimension, those of a frozen reference too.
+
+        Args:
+            mesh: the ranks.
+            precision: the Trainer's; under bf16-mixed weights are gathered, and computed with, in bfloat16.
+        """
+        compute = torch.bfloat16 if precision == "bf16-mixed" else None
+        for root, model in ((self, self.model), *((frozen, frozen) for frozen in self._frozen_reference)):
+            shard(root, _layers(model), mesh, compute)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, every rank has all of the weights; all ranks must enter. Without sharding they always have."""
+        with whole(self):
+            yield
 
     @contextmanager
     def merged(self) -> Iterator[None]:
@@ -364,6 +392,12 @@ class Policy(nn.Module):
             turns, tokenize=False, add_generation_prompt=True, enable_thinking=think
         )
         return str(text)
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a transformers model, which are never to be torn apart."""
+    names = {name for m in model.modules() for name in getattr(m, "_no_split_modules", None) or ()}
+    return [m for m in model.modules() if type(m).__name__ in names]
 
 
 def _eos_ids(lm: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers objects are untyped

@@ -22,6 +22,7 @@ from lit_reason.batching import collate, learns, micro_batches, minibatches, tot
 from lit_reason.correction import Correction, importance_weights
 from lit_reason.loss import Loss, skips_zero_advantages
 from lit_reason.policy import Policy
+from lit_reason.sharding import whole_tensor
 from lit_reason.types import LossInputs, MicroBatch, Problem, Rollout, UserError, Window
 
 _NOBODY = Problem(prompt=[])
@@ -96,12 +97,13 @@ class Updater:
         generator = torch.Generator().manual_seed(seed)
         passes = [minibatches(learning, self.minibatches, generator) for _ in range(self.passes)]
         if self.passes * self.minibatches > 1 and self.loss.needs_advantages:
-            if self._sampler_is_policy(learning):
+            if self._everywhere(self._sampler_is_policy(learning)):
                 for rollout in learning:
                     rollout.old_logprobs = rollout.sampler_logprobs
             else:
                 # the policy has not moved before the first window, whose own forward pass supplies them
-                self._fill([r for window in passes[0][1:] for r in window if not self._idle(r)], "old_logprobs")
+                with self.policy.whole():
+                    self._fill([r for window in passes[0][1:] for r in window if not self._idle(r)], "old_logprobs")
         if self.loss.needs_reference:
             with self.policy.reference():
                 self._fill(learning, "reference_logprobs")
@@ -175,7 +177,7 @@ class Updater:
 
     def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> Tensor:
         """Forward, loss and backward of a micro-batch; its log-probabilities (B, T)."""
-        logprobs, entropies = self.policy.logprobs(batch, self.temperature)
+        logprobs, entropies = self.policy(batch, self.temperature)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         weights = None
         if self.corrects:
@@ -241,7 +243,7 @@ class Updater:
         scaler = getattr(self.module.trainer.precision_plugin, "scaler", None)
         # `16-mixed` undoes its scale inside optimizer.step(), and skips a step that overflowed
         scale = 1.0 if scaler is None else scaler.get_scale()
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / scale if gradients else 0.0
+        norm = float(whole_tensor(torch.nn.utils.get_total_norm(gradients))) / scale if gradients else 0.0
         if scaler is None and not math.isfinite(norm):
             raise UserError(
                 f"the gradient of step {self.module.global_step} is {norm}; the weights were left as they are. "
@@ -265,6 +267,11 @@ class Updater:
         reduced = self.module.trainer.strategy.reduce(value, reduce_op=operation)
         assert isinstance(reduced, Tensor)
         return reduced
+
+    def _everywhere(self, here: bool) -> bool:
+        """Whether something is so on all ranks, each of which must ask."""
+        there = self._reduce(torch.tensor(float(not here), device=self.module.device, dtype=torch.float32), "sum")
+        return not bool(there)
 
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         for name in MicroBatch.__dataclass_fields__:

@@ -6,8 +6,8 @@
 Each module trains a few steps on nano, saving after every step. A trial starts the run again in an empty folder and
 kills its processes (SIGKILL) at a random moment: in the midst of a rollout, of an update, of a save. It goes on with
 --resume until the run is through, and is killed again now and then. In the end metrics.csv but for the clocks,
-samples.jsonl, accepted.jsonl, final weights and all state beside them must be those of the untouched run. TMPDIR lies on
-another file system. Prints a table; the exit code is 1 if any trial differs.
+samples.jsonl, accepted.jsonl, final weights and all state beside them must be those of the untouched run. TMPDIR lies
+on another file system. Prints a table; the exit code is 1 if any trial differs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
@@ -84,7 +85,9 @@ def main() -> int:
         for trial in range(arguments.kills):
             run = folder / f"{module}-{trial}"
             shutil.rmtree(run, ignore_errors=True)
-            kills = killed_run(lambda: Run(config, run, arguments.tmpdir, ranks=arguments.ranks), run, moments, seconds)
+            kills = killed_run(
+                partial(Run, config, run, arguments.tmpdir, ranks=arguments.ranks), run, moments, seconds
+            )
             differences = compare(whole, run)
             failed += bool(differences)
             said = ", ".join(f"{place} {count}" for place, count in kills.items())

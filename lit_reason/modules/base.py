@@ -28,6 +28,7 @@ from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
+from lit_reason.strategy import FSDP2 as FSDP2  # registers its name
 from lit_reason.task import Task
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
@@ -156,19 +157,20 @@ class Reasoner(LightningModule, ABC):
         stream: Sequence[int],
         on_group: Callable[[list[Rollout]], None] | None = None,
     ) -> list[Rollout]:
-        """`roll_out` by this module's engine, which has heard of the policy's last step."""
+        """`roll_out` by this module's engine, which has heard of the policy's last step; all ranks must take part."""
         if self.engine is not None and self.weights_moved:
             self.engine.weights_changed(self.policy)
         self.weights_moved = False
-        return roll_out(
-            self.policy,
-            problems,
-            sampling,
-            group_size,
-            stream=stream,
-            engine=self.engine,
-            on_group=on_group,
-        )
+        with self.policy.whole():
+            return roll_out(
+                self.policy,
+                problems,
+                sampling,
+                group_size,
+                stream=stream,
+                engine=self.engine,
+                on_group=on_group,
+            )
 
     def on_group(self, group: list[Rollout]) -> None:
         """Called by `rollout` with each group as soon as its last completion has finished, while others generate."""
@@ -328,6 +330,8 @@ class Reasoner(LightningModule, ABC):
                 rank_zero_warn(f"packing is off: '{self.policy_options.model}' would mix sequences packed into one row")
             if self.updater.loss.needs_reference:
                 self.policy.keep_reference()
+            if self.device_mesh is not None:  # the strategy shards
+                self.policy.shard(self.device_mesh["data_parallel"], self.trainer.precision)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's many accepted forms
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
