@@ -33,7 +33,6 @@ FLAGS = {"--debug": "LIT_REASON_DEBUG", "--unsafe-code": "LIT_REASON_UNSAFE_CODE
 """Options that may stand anywhere, of no subcommand, and the environment variables that say the same."""
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
-TERMINATED = 143  # 128 + SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,9 @@ def config_name(subcommand: str) -> str:
     return "config.yaml" if subcommand == "fit" else f"{subcommand}.yaml"
 
 
-def resolve_run_directory(run_dir: str | None, ckpt_path: str | None, *, model: str, subcommand: str) -> Path:
+def resolve_run_directory(
+    run_dir: str | None, ckpt_path: str | None, *, model: str, subcommand: str, resume: bool = False
+) -> Path:
     """The directory a run writes into.
 
     A run that starts from a checkpoint inside a run directory continues there: inside `run_dir` when one is given, else
@@ -27,10 +29,11 @@ def resolve_run_directory(run_dir: str | None, ckpt_path: str | None, *, model: 
         ckpt_path: the checkpoint to start from, or None.
         model: name of the model's class in lower case.
         subcommand: fit, validate, test or predict.
+        resume: go on in the directory, whatever it holds.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0" and _CHOSEN in os.environ:
         return Path(os.environ[_CHOSEN])  # the process that started this one has chosen for both
-    folder = _choose(run_dir, ckpt_path, model=model, subcommand=subcommand)
+    folder = _choose(run_dir, "last" if resume else ckpt_path, model=model, subcommand=subcommand)
     os.environ[_CHOSEN] = str(folder)
     return folder
 

@@ -6,8 +6,10 @@ from datetime import timedelta
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
+from lit_reason.checkpoint_shards import ShardedCheckpoints
 
-class FSDP2(ModelParallelStrategy):
+
+class FSDP2(ShardedCheckpoints, ModelParallelStrategy):
     """Weights, gradients and optimizer states sharded over all ranks; on CPUs (gloo) and GPUs (NCCL), one rank or many.
 
     Lightning's ModelParallelStrategy with every process in one data-parallel group, under the name `fsdp2`.

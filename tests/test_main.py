@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, capsys, monkeypatch, content
     (tmp_path / "bad.ckpt").write_bytes(content)
     assert main(["fit", "--config", str(ROOT / "configs" / "grpo.yaml"), "--ckpt_path", "bad.ckpt"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ckpt_path: 'bad.ckpt' cannot be read")
+    assert error.startswith("error: ckpt_path: checkpoint 'bad.ckpt' ")
     assert error.count("\n") == 1
 
 

@@ -15,6 +15,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_reason.answer import correct
+from lit_reason.checkpoint_state import (
+    between_steps,
+    of_all_ranks,
+    of_this_rank,
+    random_states,
+    restore_random_states,
+)
 from lit_reason.correction import Correction, check_correction
 from lit_reason.loading import check_quantization, resolve
 from lit_reason.loss import Loss
@@ -22,6 +29,7 @@ from lit_reason.metrics import ReasoningMetrics
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
 from lit_reason.strategy import FSDP2  # noqa: F401 - registers its name
+from lit_reason.task import Task
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
 
@@ -106,6 +114,7 @@ class Reasoner(LightningModule, ABC):
         self.last_validation: list[Rollout] = []
         self.base_metrics: dict[str, float] | None = None
         self._fitted = self._warned = self._unjudged = False
+        self._restored: dict[str, Any] = {}  # of this rank, from a checkpoint
         self.updater = Updater(
             self,
             loss,
@@ -339,11 +348,25 @@ class Reasoner(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        between_steps(checkpoint["loops"], self.trainer.num_training_batches)
         checkpoint["lit_reason"] = {
             "module": type(self).__name__,
             "phase": self.phase,
             "base_metrics": self.base_metrics,
+            "fitted": self._fitted,
+            "ranks": of_all_ranks(self.rank_state()),
         }
+
+    def rank_state(self) -> dict[str, Any]:
+        """What each rank must remember for itself, as plain data."""
+        task = getattr(getattr(self.trainer, "datamodule", None), "task", None)
+        return {"random": random_states(), "task": task.state_dict() if isinstance(task, Task) else {}}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take up what `rank_state` returned; empty where a checkpoint knows nothing."""
+        task = getattr(getattr(self.trainer, "datamodule", None), "task", None)
+        if isinstance(task, Task) and state.get("task"):
+            task.load_state_dict(state["task"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint.get("lit_reason", {})
@@ -356,6 +379,16 @@ class Reasoner(LightningModule, ABC):
         self.phase = ours.get("phase", 0)
         self.weights_moved = True
         self.base_metrics = ours.get("base_metrics")
+        self._fitted = ours.get("fitted", False)
+        if self._trainer is not None:  # else it is `load_from_checkpoint`, which nothing goes on after
+            self._restored = of_this_rank(ours.get("ranks", []), self.global_rank, self.trainer.world_size)
+            self.load_rank_state(self._restored)
+
+    def on_train_start(self) -> None:
+        """Put the random states back last, when nothing more is built."""
+        if "random" in self._restored:
+            restore_random_states(self._restored["random"])
+        self._restored = {}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
         """Problems are text; micro-batches move when they are made."""
