@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from lit_reason import nano
+from lit_reason.policy_options import LoRA
 from lit_reason.types import UserError
 
 T = TypeVar("T")
@@ -92,19 +94,21 @@ def load_chat_template(tokenizer: Any, chat_template: str | None, model: str) ->
         raise UserError(f"policy.chat_template: {source}{line}: {error}") from error
 
 
-def check_quantization(quantization: str | None, *, adapted: bool) -> None:
+def check_quantization(quantization: str | None, lora: LoRA | None) -> None:
     """Refuse quantised weights that nothing could train, or nothing compute.
 
     Raises:
-        UserError: there are no adapters, or no bitsandbytes.
+        UserError: there are no adapters or none that fit, or no bitsandbytes.
     """
     if quantization is None:
         return
-    if not adapted:
+    if lora is None:
         raise UserError(
             f"policy.quantization: {quantization} weights cannot be trained, only adapters beside them: set "
             "policy.lora (such as {rank: 32, alpha: 64}), or leave quantization out"
         )
+    if quantization == "int8" and lora.dora:  # PEFT loses the weights' scale when it measures their length
+        raise UserError("policy.lora.dora: does not work with int8 weights: set it to false, or quantization to nf4")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"policy.quantization: {quantization} needs the package 'bitsandbytes': "
@@ -186,6 +190,22 @@ def _load_merged(folder: str, dtype: str, attention: str | None) -> Any:  # noqa
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
     lm = load_model(str(base), dtype=dtype, attention=attention)
     return PeftModel.from_pretrained(lm, folder).merge_and_unload()
+
+
+@torch.no_grad()
+def fingerprint(lm: Any) -> str:  # noqa: ANN401
+    """A hash that tells base models apart: of the names and shapes of all weights, and 64 numbers of each.
+
+    Read as bfloat16, so that it does not depend on `dtype`; quantised weights, which devices round differently, count
+    by name alone.
+    """
+    digest = hashlib.sha256(str(lm.config.model_type).encode())
+    for name, weight in lm.named_parameters():
+        digest.update(name.encode())
+        if weight.is_floating_point():
+            numbers = weight.flatten()[:: max(1, weight.numel() // 64)][:64].to("cpu", torch.bfloat16)
+            digest.update(str(tuple(weight.shape)).encode() + numbers.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _attempt(what: str, model: str, load: Callable[[], T]) -> T:
