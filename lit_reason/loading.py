@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -186,6 +187,22 @@ def _load_merged(folder: str, dtype: str, attention: str | None) -> Any:  # noqa
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
     lm = load_model(str(base), dtype=dtype, attention=attention)
     return PeftModel.from_pretrained(lm, folder).merge_and_unload()
+
+
+@torch.no_grad()
+def fingerprint(lm: Any) -> str:  # noqa: ANN401
+    """A hash that tells base models apart: of the names and shapes of all weights, and 64 numbers of each.
+
+    Read as bfloat16, so that it does not depend on `dtype`; quantised weights, which devices round differently, count
+    by name alone.
+    """
+    digest = hashlib.sha256(str(lm.config.model_type).encode())
+    for name, weight in lm.named_parameters():
+        digest.update(name.encode())
+        if weight.is_floating_point():
+            numbers = weight.flatten()[:: max(1, weight.numel() // 64)][:64].to("cpu", torch.bfloat16)
+            digest.update(str(tuple(weight.shape)).encode() + numbers.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _attempt(what: str, model: str, load: Callable[[], T]) -> T:

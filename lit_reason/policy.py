@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_reason.adapters import add_adapter, merged_copy, plain_weights
 from lit_reason.architecture import install_layouts, keeps_packed_apart, switch_dropout_off
 from lit_reason.attention import no_mask
-from lit_reason.loading import check_quantization, load_chat_template, load_model, load_tokenizer
+from lit_reason.loading import check_quantization, fingerprint, load_chat_template, load_model, load_tokenizer
 from lit_reason.sharding import shard, whole, whole_state
 from lit_reason.types import Message, MicroBatch, Problem, UserError
 
@@ -103,6 +103,7 @@ class Policy(nn.Module):
         pad_id: filler for padding; never trusted to tell padding from text.
         context: the most tokens the model can read, or None when it does not say.
         packs: whether the architecture keeps sequences packed into one row apart.
+        base: fingerprint of the base model where only adapters change, None where all of the model may.
         window: the longest sequence that `lit_reason.attention` computes as the model does; 0 where it cannot at all.
     """
 
@@ -136,6 +137,8 @@ class Policy(nn.Module):
         lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
         if options.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # of the base of adapters, which checkpoints leave out; random weights are nowhere else
+        self.base = None if options.lora is None or options.random_weights else fingerprint(lm)
         self.model: nn.Module = lm if options.lora is None else add_adapter(lm, options.lora)
         self.window = 0
         # a list hides the frozen copy from parameters(), state_dict() and DDP

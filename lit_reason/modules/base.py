@@ -21,7 +21,7 @@ from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
-from lit_reason.strategy import FSDP2  # noqa: F401 - registers its name
+from lit_reason.strategy import EndTogether
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
 
@@ -312,7 +312,7 @@ class Reasoner(LightningModule, ABC):
 
     # ------------------------------------------------------------------ Lightning
     def configure_callbacks(self) -> list[Callback]:
-        return [_PhaseEnd()]
+        return [_PhaseEnd(), EndTogether()]
 
     def configure_model(self) -> None:
         """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
@@ -326,6 +326,8 @@ class Reasoner(LightningModule, ABC):
                 rank_zero_warn(f"packing is off: '{self.policy_options.model}' would mix sequences packed into one row")
             if self.updater.loss.needs_reference:
                 self.policy.keep_reference()
+            if self.policy.base is not None:
+                self.strict_loading = False  # the base's weights are not in checkpoints; see load_state_dict
             if self.device_mesh is not None:  # the strategy shards
                 self.policy.shard(self.device_mesh["data_parallel"], self.trainer.precision)
 
@@ -338,12 +340,47 @@ class Reasoner(LightningModule, ABC):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - torch's has overloads
+        """All of the policy, or of a policy with adapters what trains: its base is where it was loaded from."""
+        state: dict[str, Any] = super().state_dict(*arguments, **options)
+        trained = self._trained()
+        if trained is not None:
+            for name in [name for name in state if name.startswith("policy.") and name not in trained]:
+                del state[name]
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's answer has no public name
+        """As torch does; of a policy with adapters, the base's weights may be there or not."""
+        trained = self._trained()
+        if trained is None:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        absent = [name for name in found.missing_keys if name in trained]
+        if absent or found.unexpected_keys:
+            raise UserError(
+                f"ckpt_path: the checkpoint has other adapters than the policy, {len(absent)} weights less and "
+                f"{len(found.unexpected_keys)} more, such as {[*absent, *found.unexpected_keys][0]}: give policy.lora "
+                "the options it was trained with"
+            )
+        found.missing_keys.clear()
+        return found
+
+    def _trained(self) -> set[str] | None:
+        """Names of what trains where that alone goes into checkpoints, else None."""
+        if "policy" not in self._modules or self.policy.base is None:
+            return None
+        return {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lit_reason"] = {
             "module": type(self).__name__,
             "phase": self.phase,
             "base_metrics": self.base_metrics,
         }
+        if self.policy.base is not None:
+            options = self.policy_options
+            base = {"model": options.model, "quantization": options.quantization, "fingerprint": self.policy.base}
+            checkpoint["lit_reason"]["base"] = base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint.get("lit_reason", {})
@@ -352,6 +389,14 @@ class Reasoner(LightningModule, ABC):
             raise UserError(
                 f"ckpt_path: the checkpoint was written by {written_by}, not {type(self).__name__}. To train its "
                 "policy further, give the run's folder 'model' as policy.model"
+            )
+        base = ours.get("base")
+        if base is not None and "policy" in self._modules and base["fingerprint"] != self.policy.base:
+            here = self.policy_options
+            raise UserError(
+                f"ckpt_path: its adapters belong to the base model '{base['model']}' (quantization "
+                f"{base['quantization']}), not to '{here.model}' (quantization {here.quantization}) as it is now: set "
+                "policy.model and policy.quantization to what they were, or give the run's folder 'model' to PEFT"
             )
         self.phase = ours.get("phase", 0)
         self.weights_moved = True
