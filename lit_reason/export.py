@@ -124,6 +124,7 @@ def export(
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # shards are read by one process
     trained = load_trained(path, base)
     origin = _check_kind(trained, kind)
     if push and kind == "adapter" and Path(origin).is_dir():

@@ -210,7 +210,9 @@ def test_an_adapter_whose_base_is_another_now_is_refused(runs, tiny_folders, tmp
         error = refused(capsys, runs / "lora", "--to", kind, "--out", tmp_path / "out", "--base", base)
         assert "were trained on: name with --base" in error
     wrong = tiny_folders["qwen3"]
-    assert "are not those of" in refused(capsys, runs / "full", "--to", "hf", "--base", wrong)
+    assert "are not those of" in refused(
+        capsys, runs / "full", "--to", "hf", "--out", tmp_path / "out", "--base", wrong
+    )
     assert not (tmp_path / "out").exists()
 
 
