@@ -124,6 +124,7 @@ def export(
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # shards are read by one process
     trained = load_trained(path, base)
     origin = _check_kind(trained, kind)
     if push and kind == "adapter" and Path(origin).is_dir():
@@ -170,8 +171,6 @@ def _check_kind(trained: Trained, kind: str) -> str:
             why = "its base was random weights (policy.random_weights), which no folder holds"
         elif (Path(origin) / "adapter_config.json").is_file():
             why = f"its base '{options.model}' is an adapter itself, merged when it was loaded"
-        elif trained.base_moved:
-            why = f"the weights of '{options.model}' are no longer those it was trained on"
         if why:
             raise UserError(f"--to adapter: {why}. Use --to merged")
     return origin

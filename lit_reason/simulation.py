@@ -103,6 +103,7 @@ class Hollow(Policy):
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model if dtype is None else model.to(dtype)
         self.packs = True
+        self.base = None
         self.window = 10**9 if options.attention in (None, "sdpa") and install(self.causal_lm) else 0
         self._frozen_reference = []
 

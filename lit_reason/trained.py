@@ -34,14 +34,12 @@ class Trained:
         step: training steps done.
         module: name of the class that trained it.
         config: what the checkpoint keeps of the module's configuration.
-        base_moved: whether weights that adapters leave alone differ from those of `policy.model` now.
     """
 
     policy: Policy
     step: int
     module: str
     config: dict[str, Any]
-    base_moved: bool
 
 
 def find_checkpoint(run: Path, which: str | None) -> tuple[Path, Path]:
@@ -113,14 +111,18 @@ def load_trained(path: Path, base: str | None = None) -> Trained:
         )
     options = _options(config["policy"])
     policy = Policy(options if base is None else replace(options, model=base, revision=None))
-    base_moved = _load(policy, state, path)
     ours = rest.get("lit_reason", {})
+    if ours.get("base") is not None and ours["base"]["fingerprint"] != policy.base:
+        raise UserError(
+            f"the weights of '{policy.options.model}' are not those that the adapters in '{path}' were trained on: "
+            "name with --base where these are"
+        )
+    _load(policy, state, path)
     return Trained(
         policy=policy.eval(),
         step=int(ours.get("phase", rest.get("global_step", 0))),
         module=str(ours.get("module", "")),
         config={name: value for name, value in config.items() if not name.startswith("_")},
-        base_moved=base_moved,
     )
 
 
@@ -134,34 +136,20 @@ def _options(config: dict[str, Any]) -> PolicyOptions:
 
 
 @torch.no_grad()
-def _load(policy: Policy, state: dict[str, Tensor], path: Path) -> bool:
-    """Put a state into a policy, in the state's own precision; whether frozen weights were others before."""
-    trained = {name for name, p in policy.named_parameters(remove_duplicate=False) if p.requires_grad}
-    own = set(policy.state_dict())
-    absent = own - set(state)
-    if absent == own - trained:  # adapters alone
-        absent = set()
-    if strange := sorted(absent | (set(state) - own)):
+def _load(policy: Policy, state: dict[str, Tensor], path: Path) -> None:
+    """Put a state into a policy, in the state's own precision; a base that checkpoints leave out stays as it is."""
+    own = policy.state_dict()
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    wanted = set(own) if policy.base is None else trained
+    foreign = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if strange := sorted({*foreign, *(wanted - set(state)), *(set(state) - set(own))}):
         raise UserError(f"the weights in '{path}' are not those of '{policy.options.model}': such as {strange[0]}")
-    moved = False
     for name, parameter in policy.named_parameters(remove_duplicate=False):
-        if name not in state:
-            continue
-        new = state[name]
-        if new.shape != parameter.shape:
-            raise UserError(
-                f"the weights in '{path}' are not those of '{policy.options.model}': {name} has shape "
-                f"{tuple(new.shape)}, expected {tuple(parameter.shape)}"
-            )
-        if name not in trained:
-            moved |= not torch.equal(parameter.to(new.dtype), new)
-        parameter.data = new.clone()
+        if name in state:
+            parameter.data = state[name].clone()
     for name, buffer in policy.named_buffers():
         if name in state:
             buffer.copy_(state[name])
-    if moved and policy.options.quantization is not None:  # what scales them was made from other weights
-        raise UserError(f"the weights of '{policy.options.model}' are no longer those that '{path}' was trained on")
-    return moved
 
 
 # ------------------------------------------------------------------ shards

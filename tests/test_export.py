@@ -112,6 +112,7 @@ def test_plain_libraries_load_every_export_and_say_what_the_trainer_says(runs, c
 def test_a_policy_read_for_export_is_the_one_the_module_goes_on_with(runs):
     path = runs / "dora" / "checkpoints" / "last.ckpt"
     expected = lit_reason.SFT.load_from_checkpoint(path, weights_only=True).policy.state_dict()
+    assert len(torch.load(path, weights_only=True)["state_dict"]) < len(expected)  # adapters alone
     found = load_trained(path).policy.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -205,11 +206,13 @@ def test_what_cannot_be_exported_is_refused_in_one_line(runs, tmp_path, capsys):
 
 def test_an_adapter_whose_base_is_another_now_is_refused(runs, tiny_folders, tmp_path, capsys):
     other = lit_reason.testing.tiny_policy(tmp_path / "other", seed=5)
-    error = refused(capsys, runs / "lora", "--to", "adapter", "--out", tmp_path / "out", "--base", other)
-    assert "no longer those it was trained on" in error
+    for kind, base in (("adapter", other), ("merged", tiny_folders["qwen3"])):
+        error = refused(capsys, runs / "lora", "--to", kind, "--out", tmp_path / "out", "--base", base)
+        assert "were trained on: name with --base" in error
     wrong = tiny_folders["qwen3"]
-    error = refused(capsys, runs / "lora", "--to", "merged", "--out", tmp_path / "out", "--base", wrong)
-    assert "are not those of" in error
+    assert "are not those of" in refused(
+        capsys, runs / "full", "--to", "hf", "--out", tmp_path / "out", "--base", wrong
+    )
     assert not (tmp_path / "out").exists()
 
 
