@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
+from torch.distributed.checkpoint import metadata
 
 from lit_reason.checkpoint import DamagedCheckpointError, draft_of, sha256, sync, unwritten
 from lit_reason.types import UserError
@@ -27,13 +28,15 @@ else:
     _Strategy = object
 
 MANIFEST = "manifest.json"
-_PLAIN_NAMES = {
+_PLAIN = {
     ("torch", "Size"),
-    ("torch", "device"),
-    ("builtins", "set"),
-    ("builtins", "slice"),
     ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+    ("collections", "OrderedDict"),
 }
+"""What torch's index of shards is made of, beside its own classes of metadata."""
 
 
 class ShardedCheckpoints(_Strategy):
@@ -154,9 +157,8 @@ class _Index(pickle.Unpickler):
     """Rebuilds what torch writes into a `.metadata`, and nothing else; torch itself would run whatever is in it."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - pickle's signature
-        if module.startswith("torch.distributed.checkpoint.") or (module, name) in _PLAIN_NAMES:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+        plain = (module, name) in _PLAIN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
+        if plain or (module == metadata.__name__ and isinstance(getattr(metadata, name, None), type)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is no data")
 

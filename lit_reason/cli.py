@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import rich
 import transformers
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -45,7 +46,7 @@ from lit_reason.modules.grpo import GRPO
 from lit_reason.modules.rejection import RejectionSampling
 from lit_reason.modules.sft import SFT
 from lit_reason.progress import RunProgress
-from lit_reason.run_directory import CHECKPOINTS, config_name, resolve_checkpoint, resolve_run_directory
+from lit_reason.run_directory import CHECKPOINTS, check_same_run, config_name, resolve_checkpoint, resolve_run_directory
 from lit_reason.run_log import RunLogger
 from lit_reason.strategy import lost_rank
 from lit_reason.types import UserError
@@ -217,6 +218,9 @@ class LitReasonCLI(LightningCLI):
         found = newest(self.run_dir / CHECKPOINTS)
         rank_zero_info(f"going on from {found}" if found else f"nothing to resume in {self.run_dir}: the run begins")
         config.ckpt_path = str(found) if found else None
+        if found:
+            parser = self._parser(self.subcommand)
+            check_same_run(self.run_dir, yaml.safe_load(parser.dump(config, skip_none=False, skip_check=True)))
 
     def instantiate_classes(self) -> None:
         try:
