@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_reason.policy_options import LoRA
+from lit_reason.sharding import plain_name
 from lit_reason.types import UserError
-
-if TYPE_CHECKING:
-    from lit_reason.policy import LoRA
 
 FREE_SHARE = 0.5
 """Most of an accelerator's free memory that dequantised weights may take during a rollout; its caches need the rest."""
@@ -100,7 +99,8 @@ def merged_copy(lm: Any) -> Any:  # noqa: ANN401 - a transformers model
 
     state: dict[str, Tensor] = {}
     inside: tuple[str, ...] = ()  # tuner layers, whose parts are not the plain model's
-    for path, module in lm.named_modules():
+    for wrapped, module in lm.named_modules():
+        path = plain_name(f"{wrapped}.").removesuffix(".")
         if path.startswith(inside):
             continue
         layer = module if isinstance(module, BaseTunerLayer) else None

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from lit_reason import nano
+from lit_reason.policy_options import LoRA
 from lit_reason.types import UserError
 
 T = TypeVar("T")
@@ -93,19 +94,21 @@ def load_chat_template(tokenizer: Any, chat_template: str | None, model: str) ->
         raise UserError(f"policy.chat_template: {source}{line}: {error}") from error
 
 
-def check_quantization(quantization: str | None, *, adapted: bool) -> None:
+def check_quantization(quantization: str | None, lora: LoRA | None) -> None:
     """Refuse quantised weights that nothing could train, or nothing compute.
 
     Raises:
-        UserError: there are no adapters, or no bitsandbytes.
+        UserError: there are no adapters or none that fit, or no bitsandbytes.
     """
     if quantization is None:
         return
-    if not adapted:
+    if lora is None:
         raise UserError(
             f"policy.quantization: {quantization} weights cannot be trained, only adapters beside them: set "
             "policy.lora (such as {rank: 32, alpha: 64}), or leave quantization out"
         )
+    if quantization == "int8" and lora.dora:  # PEFT loses the weights' scale when it measures their length
+        raise UserError("policy.lora.dora: does not work with int8 weights: set it to false, or quantization to nf4")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"policy.quantization: {quantization} needs the package 'bitsandbytes': "

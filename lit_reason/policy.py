@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
@@ -24,65 +24,16 @@ from lit_reason.adapters import add_adapter, merged_copy, plain_weights
 from lit_reason.architecture import install_layouts, keeps_packed_apart, switch_dropout_off
 from lit_reason.attention import no_mask
 from lit_reason.loading import check_quantization, fingerprint, load_chat_template, load_model, load_tokenizer
-from lit_reason.sharding import shard, whole, whole_state
+from lit_reason.policy_options import LoRA, PolicyOptions
+from lit_reason.sharding import plain_name, shard, whole, whole_state, wrap
 from lit_reason.types import Message, MicroBatch, Problem, UserError
+
+__all__ = ["LoRA", "Policy", "PolicyOptions"]
 
 EMPTY_THINK = "<think> </think>"
 
 LOGIT_CHUNK = 2**25
 """How many logits the head holds at once: 128 MiB in float32, enough rows of any vocabulary to keep a GPU busy."""
-
-
-@dataclass(kw_only=True, frozen=True)
-class LoRA:
-    """Low-rank adapters, through PEFT (arXiv 2106.09685).
-
-    Attributes:
-        rank: rank r of the update.
-        alpha: its scale; the update is multiplied by alpha / rank (rsLoRA: alpha / sqrt(rank)).
-        dropout: dropout on the adapter's input; 0 keeps sampled and trained log-probabilities the same.
-        target_modules: "all-linear", or the names of the modules to adapt (such as [q_proj, v_proj]).
-        dora: also learn the magnitude of each weight (DoRA, 2402.09353).
-        rslora: rank-stabilised scale (2312.03732).
-    """
-
-    rank: int = 32
-    alpha: int = 64
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
-    dora: bool = False
-    rslora: bool = False
-
-
-@dataclass(kw_only=True, frozen=True)
-class PolicyOptions:
-    """Which model to train, and how to hold it.
-
-    Attributes:
-        model: `nano` (the embedded model), a folder, or a Hugging Face hub id. A folder with an adapter is loaded with
-            the adapter merged.
-        revision: branch, tag or commit of a hub id.
-        dtype: of the weights; `auto` takes the checkpoint's. Learning rates of 1e-6 vanish in bfloat16 weights: keep
-            float32 and choose `--trainer.precision bf16-mixed` for speed.
-        attention: attention implementation of transformers (sdpa, eager, flash_attention_2, ...); None is its choice.
-        chat_template: a Jinja file, or `think` for the built-in think/answer template; None takes the tokenizer's own.
-        lora: train adapters only.
-        quantization: hold the linear layers' weights, which then only adapters can change (`lora`), in 4 bits (`nf4`,
-            with double quantisation: QLoRA, 2305.14314) or 8 (`int8`: LLM.int8, 2208.07339). 4-bit weights multiply in
-            bfloat16 on CUDA and in float32 on a CPU, or in `dtype` where that is narrower.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        random_weights: keep architecture and tokenizer, but start from fresh random weights.
-    """
-
-    model: str = "nano"
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    attention: str | None = None
-    chat_template: str | None = None
-    lora: LoRA | None = None
-    quantization: Literal["nf4", "int8"] | None = None
-    gradient_checkpointing: bool = False
-    random_weights: bool = False
 
 
 class Policy(nn.Module):
@@ -112,7 +63,7 @@ class Policy(nn.Module):
 
         super().__init__()
         self.options = options
-        check_quantization(options.quantization, adapted=options.lora is not None)
+        check_quantization(options.quantization, options.lora)
         # cheapest first: a missing template or tokenizer is found before gigabytes of weights are read
         self.tokenizer = load_tokenizer(options.model, options.revision)
         load_chat_template(self.tokenizer, options.chat_template, options.model)
@@ -143,6 +94,7 @@ class Policy(nn.Module):
         self.window = 0
         # a list hides the frozen copy from parameters(), state_dict() and DDP
         self._frozen_reference: list[nn.Module] = []
+        self._wrapper: list[nn.Module] = []  # likewise what is around the policy
         self.packs = keeps_packed_apart(self.causal_lm, self.logits, options.model)
         self.window = install_layouts(self.causal_lm) if options.attention in (None, "sdpa") else 0
         self.train()  # transformers loads in eval mode, in which gradient checkpointing does nothing
@@ -340,11 +292,23 @@ class Policy(nn.Module):
         for root, model in ((self, self.model), *((frozen, frozen) for frozen in self._frozen_reference)):
             shard(root, _layers(model), mesh, compute)
 
+    def wrap(self, strategy: FSDPStrategy) -> nn.Module:
+        """The same by FSDP's first generation; forward passes go through what is returned."""
+        if strategy.precision_plugin.precision == "bf16-true":
+            self.to(torch.bfloat16)
+        self._frozen_reference = [wrap(frozen, _layers(frozen), strategy) for frozen in self._frozen_reference]
+        self._wrapper.append(wrap(self, _layers(self.model), strategy))
+        return self._wrapper[0]
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Inside, every rank has all of the weights; all ranks must enter. Without sharding they always have."""
-        with whole(self):
+        with whole(self._root):
             yield
+
+    @property
+    def _root(self) -> nn.Module:
+        return self._wrapper[0] if self._wrapper else self
 
     @contextmanager
     def plain_weights(self) -> Iterator[None]:
@@ -373,8 +337,8 @@ class Policy(nn.Module):
 
         Rank 0 writes; where the policy is sharded, all ranks must ask for it.
         """
-        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        state = whole_state(self.model, None if self.options.lora is None else trained)
+        trained = {plain_name(name) for name, p in self.model.named_parameters() if p.requires_grad}
+        state = whole_state(self._root, self.model, None if self.options.lora is None else trained)
         if dist.is_initialized() and dist.get_rank() != 0:
             return
         lm = self.causal_lm

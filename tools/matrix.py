@@ -204,7 +204,7 @@ def build(kind: str, arguments: argparse.Namespace, options: dict[str, Any]) -> 
         "policy": lr.PolicyOptions(model=arguments.model, **options),
         "sampling": lr.Sampling(max_new_tokens=arguments.new_tokens, stop=stop),
         # bfloat16 weights near 1 do not move by less than 0.004
-        "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2),
+        "optimizer": lambda p: torch.optim.AdamW(p, lr=5e-3),
         "validation_samples": 0,
     }
     if kind == "SFT":

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from lit_reason.correction import Correction, check_correction
 from lit_reason.loading import check_quantization, resolve
 from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
+from lit_reason.modules.kept import Kept
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
 from lit_reason.strategy import EndTogether
@@ -32,7 +34,7 @@ UPDATE_STREAM = 2
 """Tells the random stream of an update (dropout of adapters) from that of the same phase's samples."""
 
 
-class Reasoner(LightningModule, ABC):
+class Reasoner(Kept, ABC):
     """A policy that learns to reason. Subclasses say what a training step does; see the arguments they share here.
 
     Args:
@@ -93,7 +95,7 @@ class Reasoner(LightningModule, ABC):
         if gradient_clip is not None and gradient_clip <= 0:
             raise UserError(f"gradient_clip must be above 0, or null for no clipping, got {gradient_clip}")
         check_correction(correction, correction_cap)
-        check_quantization(policy.quantization, adapted=policy.lora is not None)
+        check_quantization(policy.quantization, policy.lora)
         resolve(policy.model)  # a missing folder is found now, not after the data was read
         self.policy_options = policy
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
@@ -317,11 +319,12 @@ class Reasoner(LightningModule, ABC):
     def configure_model(self) -> None:
         """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
         if "policy" not in self._modules:
+            strategy = self.trainer.strategy if self._trainer is not None else None  # None: a checkpoint, to look at
+            if isinstance(strategy, FSDPStrategy) and self.policy_options.quantization is not None:
+                raise UserError("policy.quantization: FSDP's first generation cannot shard it: choose strategy fsdp2")
             if self.device_mesh is not None and self.policy_options.quantization == "int8":
                 raise UserError("policy.quantization: int8 cannot be sharded: choose nf4, or --trainer.strategy ddp")
-            attached = self._trainer is not None  # else a checkpoint is loaded, to look at
-            device = self.trainer.strategy.root_device if attached else None
-            self.policy = Policy(self.policy_options, device)
+            self.policy = Policy(self.policy_options, None if strategy is None else strategy.root_device)
             if self.updater.packing and not self.policy.packs:
                 rank_zero_warn(f"packing is off: '{self.policy_options.model}' would mix sequences packed into one row")
             if self.updater.loss.needs_reference:
@@ -330,6 +333,8 @@ class Reasoner(LightningModule, ABC):
                 self.strict_loading = False  # the base's weights are not in checkpoints; see load_state_dict
             if self.device_mesh is not None:  # the strategy shards
                 self.policy.shard(self.device_mesh["data_parallel"], self.trainer.precision)
+            if isinstance(strategy, FSDPStrategy):
+                self.policy = cast("Policy", self.policy.wrap(strategy))  # it passes on what it does not know
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's many accepted forms
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
@@ -339,68 +344,6 @@ class Reasoner(LightningModule, ABC):
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
-
-    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - torch's has overloads
-        """All of the policy, or of a policy with adapters what trains: its base is where it was loaded from."""
-        state: dict[str, Any] = super().state_dict(*arguments, **options)
-        trained = self._trained()
-        if trained is not None:
-            for name in [name for name in state if name.startswith("policy.") and name not in trained]:
-                del state[name]
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's answer has no public name
-        """As torch does; of a policy with adapters, the base's weights may be there or not."""
-        trained = self._trained()
-        if trained is None:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        found = super().load_state_dict(state_dict, strict=False, assign=assign)
-        absent = [name for name in found.missing_keys if name in trained]
-        if absent or found.unexpected_keys:
-            raise UserError(
-                f"ckpt_path: the checkpoint has other adapters than the policy, {len(absent)} weights less and "
-                f"{len(found.unexpected_keys)} more, such as {[*absent, *found.unexpected_keys][0]}: give policy.lora "
-                "the options it was trained with"
-            )
-        found.missing_keys.clear()
-        return found
-
-    def _trained(self) -> set[str] | None:
-        """Names of what trains where that alone goes into checkpoints, else None."""
-        if "policy" not in self._modules or self.policy.base is None:
-            return None
-        return {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lit_reason"] = {
-            "module": type(self).__name__,
-            "phase": self.phase,
-            "base_metrics": self.base_metrics,
-        }
-        if self.policy.base is not None:
-            options = self.policy_options
-            base = {"model": options.model, "quantization": options.quantization, "fingerprint": self.policy.base}
-            checkpoint["lit_reason"]["base"] = base
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        ours = checkpoint.get("lit_reason", {})
-        written_by = ours.get("module")
-        if written_by is not None and written_by not in {cls.__name__ for cls in type(self).__mro__}:
-            raise UserError(
-                f"ckpt_path: the checkpoint was written by {written_by}, not {type(self).__name__}. To train its "
-                "policy further, give the run's folder 'model' as policy.model"
-            )
-        base = ours.get("base")
-        if base is not None and "policy" in self._modules and base["fingerprint"] != self.policy.base:
-            here = self.policy_options
-            raise UserError(
-                f"ckpt_path: its adapters belong to the base model '{base['model']}' (quantization "
-                f"{base['quantization']}), not to '{here.model}' (quantization {here.quantization}) as it is now: set "
-                "policy.model and policy.quantization to what they were, or give the run's folder 'model' to PEFT"
-            )
-        self.phase = ours.get("phase", 0)
-        self.weights_moved = True
-        self.base_metrics = ours.get("base_metrics")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
         """Problems are text; micro-batches move when they are made."""
