@@ -27,7 +27,8 @@ from lit_reason.batching import collate
 from lit_reason.engines.cache import FIRST_COLUMNS, Decode
 from lit_reason.engines.in_process import _Batch
 from lit_reason.loading import load_chat_template, load_model, load_tokenizer, resolve
-from lit_reason.policy import Policy, PolicyOptions, _eos_ids
+from lit_reason.policy import Policy, _eos_ids
+from lit_reason.policy_options import PolicyOptions
 from lit_reason.rollout import Request, Sampling
 from lit_reason.types import MicroBatch, Rollout
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_reason.policy import Policy, PolicyOptions
+from lit_reason.policy import Policy
+from lit_reason.policy_options import PolicyOptions
 from lit_reason.run_directory import CHECKPOINTS
 from lit_reason.types import UserError
 
