@@ -77,23 +77,8 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
 
 
 LOOSE = (
-    "trainer.",
-    "checkpoints.",
-    "run_dir",
-    "ckpt_path",
-    "resume",
-    "weights_only",
-    "data.validation_",
-    "model.init_args.validation_samples",
-)
-    "trainer.",
-    "checkpoints.",
-    "run_dir",
-    "ckpt_path",
-    "resume",
-    "weights_only",
-    "data.validation_",
-    "model.init_args.validation_samples",
+    *("run_dir", "ckpt_path", "resume", "weights_only"),
+    *("trainer.", "checkpoints.", "data.validation_", "model.init_args.validation_samples"),
 )
 """Options that may change in the middle of a run: how long it is, where it runs and what it shows."""
 FIXED = ("model.class_path", "model.init_args.policy.model", "model.init_args.policy.lora")
