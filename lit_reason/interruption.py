@@ -108,11 +108,13 @@ class Interruption(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Another rank that stopped first breaks the connection; that is no error of this one."""
-        if not self._raised:
+        if not self.asked:
             self.teardown(trainer, pl_module, "")
-        if self.asked and trainer.is_global_zero:
+            return
+        self._raised = True  # from here on signals change nothing: torchrun sends one to whoever ends second
+        if trainer.is_global_zero:
             self._say(self._closing_line())
-        if self.asked and isinstance(exception, Exception) and not isinstance(exception, UserError):
+        if isinstance(exception, Exception) and not isinstance(exception, UserError):
             raise Stopped(self._code) from exception
 
     # ------------------------------------------------------------------ signals
@@ -146,7 +148,7 @@ class Interruption(Callback):
         self._tell()
         if self._training:
             end = time.monotonic() + (self.grace if self.asked == signal.SIGTERM else 1e9)
-            while self._saving or time.monotonic() < end:
+            while not self._raised and (self._saving or time.monotonic() < end):
                 if self._over.wait(_LOOK):
                     return
         self._expired = True
@@ -186,7 +188,7 @@ class Interruption(Callback):
         """End this process and those it started, whatever they are doing."""
         for child in multiprocessing.active_children():
             child.kill()
-        if self._trainer is not None and self._trainer.is_global_zero:
+        if self._trainer is not None and self._trainer.is_global_zero and not self._raised:
             self._say(self._closing_line())
         os._exit(self._code)
 

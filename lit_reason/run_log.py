@@ -93,11 +93,11 @@ class RunLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as in the base class
         """Nothing: the run directory's `config.yaml` has them all."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add to the row of a step; Lightning's steps count from 0, rows from 1."""
         self.write((step or 0) + 1 if self.steps_done is None else self.steps_done(), metrics)
 
+    @rank_zero_only
     def write(self, row: int, metrics: Mapping[str, float]) -> None:
         """Add to a row: 0 for the base policy, n for step n."""
         appends = row not in self.rows and row > max(self.rows, default=-1) and bool(self.columns)
