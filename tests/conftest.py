@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +43,24 @@ def plugin_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         offline = ["--no-deps", "--no-build-isolation", "--target", str(root / name)]
         subprocess.run([*pip, *offline, str(source)], check=True)
     return {name: root / name for name in sources}
+
+
+@pytest.fixture
+def scorer() -> Iterator[Callable[..., Any]]:
+    """Make scorers of rewards, called r0, r1, and so on; they are closed in the end and leave no process."""
+    import multiprocessing
+
+    from scoring_tools import named
+
+    from lit_reason.scoring import Scorer
+
+    made: list[Scorer] = []
+
+    def make(*rewards: Any, **options: Any) -> Scorer:
+        made.append(Scorer(named(*rewards), **options))
+        return made[-1]
+
+    yield make
+    for scorer in made:
+        scorer.close()
+    assert not multiprocessing.active_children()

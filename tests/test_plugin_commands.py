@@ -124,8 +124,8 @@ def test_check_tells_the_broken_from_the_sound_and_goes_on(everything: list[Path
     (unfinished,) = [line for line in lines if "unfinished" in line]
     assert unfinished == (
         "broken  reward 'unfinished' of broken-plugin 0.3.1 (broken_plugin:Unfinished): failed to import: "
-        "ModuleNotFoundError: No module named 'a_module_that_nobody_has'. Install broken-plugin with all "
-        "that it depends on"
+        "ModuleNotFoundError: No module named 'a_module_that_nobody_has'. Install broken-plugin with all that it "
+        "depends on"
     )
 
 

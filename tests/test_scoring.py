@@ -245,27 +245,6 @@ def test_closing_ends_workers_in_the_middle_of_a_group(scorer) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_no_worker_outlives_a_killed_parent(tmp_path) -> None:
-    script = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from test_scoring import *\n"
-        "pool = Scorer(named(At('p', 'die'), At('a', 'sleep')), workers=2)\n"
-        "pool.start()\n"
-        "pool.submit(rollouts(plain(1)))\n"
-        "wait_for(lambda: len(multiprocessing.active_children()) == 2)\n"
-        "time.sleep(1)\n"
-        "print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    parent.kill()
-    parent.communicate()
-    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids))
-
-
 def fit(folder: Path, model: str, reward: object, workers: int) -> list[float | None]:
     problems = [Problem(prompt=[{"role": "user", "content": c}], answer="1", id=c) for c in "abcd"]
     module = GRPO(

@@ -99,6 +99,10 @@ def _big_powers(text: str) -> bool:
         if largest > _LARGEST_EXPONENT or "!" in exponent or _tower(exponent):
             return True
         if text[: match.start()].endswith((")", "}")):
+            inner = _group_before(text, match.start())  # (2^9999)^9999
+            exponents = [_largest(_group(inner, within.end())[0]) for within in _EXPONENT.finditer(inner)]
+            if largest * max(exponents, default=0) > _LARGEST_EXPONENT:
+                return True
             brackets += min(largest, _MOST_FACTORS)
     return brackets > 3 * _MOST_FACTORS
 

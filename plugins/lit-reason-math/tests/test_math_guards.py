@@ -27,6 +27,7 @@ from lit_reason_math.guards import too_big
         "\\frac1" * 60,
         "7" * 500,
         "1e99999",
+        "(2^{9999})^{9999}",
         "(a+b)^{9}(a+c)^{9}(a+d)^{9}(b+c)^{9}(b+d)^{9}",
         "\\begin{pmatrix}" + "1&2&3\\\\" * 40 + "\\end{pmatrix}",
         "x" * 2001,

@@ -1,7 +1,8 @@
 """The reward in training's own machinery: conformance, hostile answers in workers, other threads."""
 
 import resource
-import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from lit_reason_math.reward import Math
@@ -78,31 +79,39 @@ def test_options_are_checked() -> None:
 
 
 def test_hostile_text_is_bounded_in_time_and_memory_and_the_pool_is_whole_afterwards_in_any_thread() -> None:
+    count = 2 * len(HOSTILE)
     groups = [rollouts("x^2 + 1", [f"<answer> {text} </answer>"] * 8, n) for n, text in enumerate(HOSTILE)]
-    groups += [rollouts(text, ["<answer> 5 </answer>"] * 8, len(groups) + n) for n, text in enumerate(HOSTILE)]
-    groups.append(rollouts("\\sin 2x", ["<answer> 2 \\sin x \\cos x </answer>"] * 8, len(groups)))
-    everything = [rollout for group in groups for rollout in group]
-    scorer = Scorer([WeightedReward(name="math", weight=1.0, reward=Math(timeout=1.5))], workers=2)
-    found: dict[str, list[float | None]] = {}
+    groups += [rollouts(text, ["<answer> 5 </answer>"] * 8, count - 1 - n) for n, text in enumerate(HOSTILE)]
+    scorer = Scorer([WeightedReward(name="math", weight=1.0, reward=Math(timeout=2.0))], workers=2)
 
-    def score(name: str) -> None:
-        scorer.collect(everything)
-        found[name] = [rollout.rewards["math"] for rollout in everything]
+    def score(parity: int) -> list[float | None]:
+        """Every other group, hostile answers and hostile gold answers, of which one reaches the deadline."""
+        mine = [rollout for group in groups for rollout in group if rollout.group % 2 == parity]
+        scorer.collect(mine)
+        return [rollout.rewards["math"] for rollout in mine]
+
+    def score_sines(first: int) -> None:
+        """By both workers, none of it seen before."""
+        after = [
+            rollout
+            for n in range(first, first + 4)
+            for rollout in rollouts(f"\\sin {n}x", [f"<answer> \\sin({n} \\cdot x) </answer>"] * 8, n)
+        ]
+        scorer.collect(after)
+        assert [rollout.rewards["math"] for rollout in after] == [1.0] * 32
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        score("main")
-        thread = threading.Thread(target=score, args=("other",))
-        thread.start()
-        thread.join(120)
-        after = [r for n in range(8) for r in rollouts(f"\\sin {n}x", [f"<answer> \\sin({n} \\cdot x) </answer>"], n)]
-        scorer.collect(after)  # by all workers, none of it seen before
-        assert [rollout.rewards["math"] for rollout in after] == [1.0] * 8
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(1) as other:
+            found = [score(0), other.submit(score, 1).result(120)]
+            score_sines(0)
+            other.submit(score_sines, 4).result(120)
+        assert scorer.take()["math"].statuses["timeout"] >= 16
     finally:
         scorer.close()
-    assert found["main"] == found["other"]
-    answers, golds, fine = found["main"][: 8 * len(HOSTILE)], found["main"][8 * len(HOSTILE) : -8], found["main"][-8:]
-    assert set(answers) == {0.0}
-    assert set(golds) <= {0.0, None}
-    assert fine == [1.0] * 8
+    assert len(found[0]) == len(found[1]) == 8 * len(HOSTILE)
+    half = len(found[0]) // 2
+    for values in found:
+        assert set(values[:half]) == {0.0}  # an answer that cannot be judged is wrong
+        assert set(values[half:]) <= {0.0, None}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
