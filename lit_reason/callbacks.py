@@ -208,8 +208,7 @@ class SavedModel(Callback):
         self.folder = folder / "model"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            cast("Reasoner", pl_module).policy.save_pretrained(self.folder)
+        cast("Reasoner", pl_module).policy.save_pretrained(self.folder)  # on all ranks, each has its part
 
 
 class Curve(Callback):

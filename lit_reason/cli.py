@@ -47,6 +47,7 @@ from lit_reason.modules.sft import SFT
 from lit_reason.progress import RunProgress
 from lit_reason.run_directory import CHECKPOINTS, check_same_run, config_name, resolve_checkpoint, resolve_run_directory
 from lit_reason.run_log import RunLogger
+from lit_reason.strategy import lost_rank
 from lit_reason.types import UserError
 
 MODELS = (SFT, GRPO, RejectionSampling)
@@ -292,6 +293,10 @@ def run(arguments: Sequence[str]) -> int:
         LitReasonCLI(arguments)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        if not lost_rank(error) or debugging():
+            raise
+        raise UserError("another rank has failed, and says why; this one ends with it") from error
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1, after letting callbacks finish
         if isinstance(stop.__context__, KeyboardInterrupt):

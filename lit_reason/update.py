@@ -12,10 +12,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lit_reason.attention import ON_CPU
 from lit_reason.batching import collate, learns, micro_batches, minibatches, total_length
@@ -78,9 +80,7 @@ class Updater:
 
     @property
     def policy(self) -> Policy:
-        policy = self.module.policy
-        assert isinstance(policy, Policy)
-        return policy
+        return cast("Policy", self.module.policy)  # or what a strategy has wrapped around it
 
     def __call__(self, rollouts: Sequence[Rollout], seed: int) -> dict[str, float]:
         """Take `passes` x `minibatches` optimizer steps.
@@ -177,6 +177,7 @@ class Updater:
 
     def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> Tensor:
         """Forward, loss and backward of a micro-batch; its log-probabilities (B, T)."""
+        logprobs: Tensor
         logprobs, entropies = self.policy(batch, self.temperature)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         weights = None
@@ -239,16 +240,17 @@ class Updater:
 
     def _clip(self, optimizer: object) -> float:
         """Clip, and report the norm before it; a gradient that is not finite would ruin the weights, so stop."""
+        if isinstance(self.policy, FullyShardedDataParallel):  # its norm is not the norm of what this rank has
+            norm = float(self.policy.clip_grad_norm_(self.gradient_clip or math.inf))
+            self._check_finite(norm)
+            return norm
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         scaler = getattr(self.module.trainer.precision_plugin, "scaler", None)
         # `16-mixed` undoes its scale inside optimizer.step(), and skips a step that overflowed
         scale = 1.0 if scaler is None else scaler.get_scale()
         norm = float(whole_tensor(torch.nn.utils.get_total_norm(gradients))) / scale if gradients else 0.0
-        if scaler is None and not math.isfinite(norm):
-            raise UserError(
-                f"the gradient of step {self.module.global_step} is {norm}; the weights were left as they are. "
-                "Lower the learning rate, set loss option 'delta', or use float32"
-            )
+        if scaler is None:
+            self._check_finite(norm)
         if self.gradient_clip is not None:
             self.module.clip_gradients(
                 optimizer,  # type: ignore[arg-type]  # LightningOptimizer forwards to the optimizer it wraps
@@ -256,6 +258,13 @@ class Updater:
                 gradient_clip_algorithm="norm",
             )
         return norm
+
+    def _check_finite(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise UserError(
+                f"the gradient of step {self.module.global_step} is {norm}; the weights were left as they are. "
+                "Lower the learning rate, set loss option 'delta', or use float32"
+            )
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Under DDP, keep gradients local until the window's last micro-batch."""

@@ -1,4 +1,4 @@
-"""Three training steps of every module under every strategy, as figures to compare; on two ranks when started itself."""
+"""Three training steps of a module under a strategy, as figures to compare; on two ranks when started itself."""
 
 import json
 import sys
