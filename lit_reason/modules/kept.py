@@ -29,8 +29,7 @@ class Kept(LightningModule):
     weights_moved: bool
     base_metrics: dict[str, float] | None
     _fitted: bool
-    _restored: dict[str, Any]
-    """Of this rank, from a checkpoint."""
+    _restored: dict[str, Any]  # of this rank, from a checkpoint
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - torch's has overloads
         """All of the policy, or of a policy with adapters what trains: its base is where it was loaded from."""
@@ -101,12 +100,6 @@ class Kept(LightningModule):
             self._restored = of_this_rank(ours.get("ranks", []), self.global_rank, self.trainer.world_size)
             self.load_rank_state(self._restored)
 
-    def on_train_start(self) -> None:
-        """Put the random states back last, when nothing more is built."""
-        if "random" in self._restored:
-            restore_random_states(self._restored["random"])
-        self._restored = {}
-
     def rank_state(self) -> dict[str, Any]:
         """What each rank must remember for itself, as plain data."""
         task = getattr(getattr(self.trainer, "datamodule", None), "task", None)
@@ -117,3 +110,9 @@ class Kept(LightningModule):
         task = getattr(getattr(self.trainer, "datamodule", None), "task", None)
         if isinstance(task, Task) and state.get("task"):
             task.load_state_dict(state["task"])
+
+    def on_train_start(self) -> None:
+        """Put the random states back last, when nothing more is built."""
+        if "random" in self._restored:
+            restore_random_states(self._restored["random"])
+        self._restored = {}
