@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import signal
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -77,9 +78,9 @@ def _guarded(
     """What calling a reward gives, or what came of whatever it raises; all but Ctrl-C, which is somebody else's."""
     try:
         return ask()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - see above
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            raise
         return _raised(weighted, rollouts, error, start)
 
 
