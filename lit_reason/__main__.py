@@ -18,6 +18,8 @@ lit-reason {version}: teach small language models to reason
   validate   measure a policy           lit-reason validate --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
   test       the same, under that name  lit-reason test --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
   predict    write completions          lit-reason predict --config runs/grpo/config.yaml --ckpt_path runs/grpo/checkpoints/best.ckpt
+  export     write a model folder       lit-reason export runs/grpo --to hf
+  merge      average models             lit-reason merge runs/a/model runs/b/model --out soup
   plugins    list, show, check plugins  lit-reason plugins list
 
 Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_config shows them all with their values.
@@ -26,12 +28,11 @@ Options follow as --trainer.max_steps 100 or --model.group_size 4; --print_confi
 --unsafe-code agrees to `sandbox: unsafe` in a config, which runs the model's programs without a sandbox.
 """  # noqa: E501 - a command is copied whole
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "plugins")
+COMMANDS = (*TRAINING, "export", "merge", "plugins")
 FLAGS = {"--debug": "LIT_REASON_DEBUG", "--unsafe-code": "LIT_REASON_UNSAFE_CODE"}
 """Options that may stand anywhere, of no subcommand, and the environment variables that say the same."""
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
-TERMINATED = 143  # 128 + SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}"
         print(f"error: no subcommand '{command}': {hint}", file=sys.stderr)
         return 2
-    return guarded(lambda: _train(arguments) if command in TRAINING else _plugins(arguments[1:]))
+    return guarded(lambda: _route(command, arguments))
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -109,16 +110,23 @@ def one_line(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
-def _train(arguments: list[str]) -> int:
+def _route(command: str, arguments: list[str]) -> int:
+    """Hand over to a subcommand's part; only what it needs is imported."""
+    if command == "plugins":
+        from lit_reason.plugin_commands import main as plugins
+
+        return plugins(arguments[1:])
+    if command == "export":
+        from lit_reason.export import main as export
+
+        return export(arguments[1:])
+    if command == "merge":
+        from lit_reason.merge import main as merge
+
+        return merge(arguments[1:])
     from lit_reason.cli import run  # torch and Lightning take seconds
 
     return run(arguments)
-
-
-def _plugins(arguments: list[str]) -> int:
-    from lit_reason.plugin_commands import main as plugins
-
-    return plugins(arguments)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 
 from lit_reason.answer import extract_answer
+from lit_reason.checkpoint_callback import steps_over
 from lit_reason.console import metrics_table, percent, prompt_text, visible
 from lit_reason.plot import draw_curve
 from lit_reason.progress import steps_done
-from lit_reason.run_log import FILENAME, RunLogger, read_metrics
-from lit_reason.types import Rollout
+from lit_reason.run_log import FILENAME, RunLogger, keep_lines, read_metrics
+from lit_reason.types import Rollout, Stopped
 
 if TYPE_CHECKING:
     from lit_reason.modules.base import Reasoner
@@ -125,6 +125,27 @@ class Samples(Callback):
         append_rows(self.path, [{"step": step, "split": split, **sample_row(rollout)} for rollout in rollouts])
 
 
+class Rewind(Callback):
+    """Forgets what an interrupted run recorded after the checkpoint that is gone on from, for it is recorded again.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = steps_over(trainer)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.rewind(step)
+            keep_lines(self.folder, "samples.jsonl", "step", step + 1)
+            keep_lines(self.folder, "accepted*.jsonl", "round", cast("Reasoner", pl_module).phase)
+        trainer.strategy.barrier()  # before another rank records anything
+
+
 class FinalValidation(Callback):
     """Makes the last step of a fit end in a validation, whenever the interval would have had the next one.
 
@@ -175,45 +196,6 @@ class OptimizerOptions(Callback):
         self._before = state_dict["asked"]
 
 
-class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`: after every validation, every so many minutes, and at the end.
-
-    An interrupted run keeps the last one written; it writes none then, for it may have stopped in the middle of an
-    update.
-
-    Args:
-        folder: where `last.ckpt` goes.
-        minutes: longest time between two, so that an interruption costs no more.
-    """
-
-    def __init__(self, folder: Path, minutes: float = 10.0) -> None:
-        self.path = folder / "last.ckpt"
-        self.minutes = minutes
-        self._saved_at = time.monotonic()
-        self._saved_step = -1
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_at = time.monotonic()
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: ANN401 - the rest goes unused
-        # every rank must save or none: rank 0's clock decides
-        if trainer.strategy.broadcast(time.monotonic() - self._saved_at > 60 * self.minutes):
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        step = steps_done(trainer)
-        if step != self._saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
-            trainer.save_checkpoint(self.path, weights_only=False)
-            self._saved_at, self._saved_step = time.monotonic(), step
-
-
 class SavedModel(Callback):
     """Writes the policy of the last step to `model/`, as plain transformers (with adapters: PEFT) loads it.
 
@@ -225,8 +207,7 @@ class SavedModel(Callback):
         self.folder = folder / "model"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            cast("Reasoner", pl_module).policy.save_pretrained(self.folder)
+        cast("Reasoner", pl_module).policy.save_pretrained(self.folder)  # on all ranks, each has its part
 
 
 class Curve(Callback):
@@ -280,7 +261,7 @@ class Summary(Callback):
         self._say(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+        if isinstance(exception, KeyboardInterrupt | Stopped) and trainer.state.fn == TrainerFn.FITTING:
             self._say(trainer, "interrupted")
 
     def _say(self, trainer: Trainer, how: str) -> None:

@@ -10,39 +10,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+import rich
 import transformers
+import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_info
 
-from lit_reason.__main__ import TERMINATED, debugging, one_line
+from lit_reason.__main__ import debugging, one_line
 from lit_reason.callbacks import (
     Curve,
     FinalValidation,
-    LastCheckpoint,
     OptimizerOptions,
     Predictions,
     Report,
+    Rewind,
     Samples,
     SavedModel,
     Summary,
 )
+from lit_reason.checkpoint import AtomicCheckpointIO, examine, newest
+from lit_reason.checkpoint_callback import CheckpointOptions, RunCheckpoints
 from lit_reason.cli_errors import OneLineParser, cause_of, check_configs, config_files
 from lit_reason.data import ReasoningData
 from lit_reason.engines.continuous import ContinuousBatching
 from lit_reason.engines.in_process import InProcess
 from lit_reason.engines.vllm import VLLM
+from lit_reason.interruption import Interruption
 from lit_reason.modules.base import Reasoner
 from lit_reason.modules.grpo import GRPO
 from lit_reason.modules.rejection import RejectionSampling
 from lit_reason.modules.sft import SFT
 from lit_reason.progress import RunProgress
-from lit_reason.run_directory import CHECKPOINTS, config_name, resolve_checkpoint, resolve_run_directory
+from lit_reason.run_directory import CHECKPOINTS, check_same_run, config_name, resolve_checkpoint, resolve_run_directory
 from lit_reason.run_log import RunLogger
+from lit_reason.strategy import lost_rank
 from lit_reason.types import UserError
 
 MODELS = (SFT, GRPO, RejectionSampling)
@@ -100,6 +106,7 @@ class LitReasonCLI(LightningCLI):
 
     run_dir: Path
     subcommand: str
+    dry_run: bool
 
     def __init__(self, args: Sequence[str]) -> None:
         self.arguments = list(args)
@@ -152,6 +159,12 @@ class LitReasonCLI(LightningCLI):
             help="Directory of the run. By default `runs/<model>`, or that of `--ckpt_path`; a number is added to one "
             "that holds another run.",
         )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="Go on from the newest checkpoint of the run directory that is whole; begin there when it has none.",
+        )
+        parser.add_class_arguments(CheckpointOptions, "checkpoints")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -161,6 +174,14 @@ class LitReasonCLI(LightningCLI):
         parser: LightningArgumentParser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         # checkpoints hold plain data: never run code that a downloaded one may carry
         parser.set_defaults({"weights_only": True})
+        if subcommand == "fit":
+            parser.add_argument(
+                "--dry_run",
+                "--dry-run",
+                action="store_true",
+                help="Check everything that can be checked without loading weights, print the memory the run would "
+                "take by part, and write nothing.",
+            )
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -172,16 +193,34 @@ class LitReasonCLI(LightningCLI):
         for section in ("trainer", "data"):
             if not isinstance(config[section], Namespace):
                 raise UserError(f"{section}: expected a mapping of options, got {config[section]!r}")
+        self.dry_run = config.pop("dry_run", False)
         name = config.model.class_path.rpartition(".")[2].lower()
-        self.run_dir = resolve_run_directory(config.run_dir, config.ckpt_path, model=name, subcommand=self.subcommand)
+        if config.resume and (self.subcommand != "fit" or config.ckpt_path):
+            raise UserError("resume: it is for fit, and finds the checkpoint itself: leave it or ckpt_path out")
+        self.run_dir = resolve_run_directory(
+            config.run_dir, config.ckpt_path, model=name, subcommand=self.subcommand, resume=config.resume
+        )
         config.ckpt_path = resolve_checkpoint(config.ckpt_path, self.run_dir)
-        if config.ckpt_path and Path(config.ckpt_path).is_file():
-            check_checkpoint(config.ckpt_path)
+        if config.ckpt_path and Path(config.ckpt_path).exists():
+            try:
+                examine(Path(config.ckpt_path))
+            except UserError as error:
+                raise UserError(f"ckpt_path: {error}") from error
+        if config.resume:
+            self._resume(config)
         if not 0 <= config.seed_everything < 2**32:
             raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {config.seed_everything}")
         unlimited = config.trainer.max_steps == -1 and config.trainer.max_time is None
         if config.trainer.max_epochs is None and unlimited:
             config.trainer.max_epochs = 1  # Lightning's own answer to no limit at all is 1000
+
+    def _resume(self, config: Namespace) -> None:
+        found = newest(self.run_dir / CHECKPOINTS)
+        rank_zero_info(f"going on from {found}" if found else f"nothing to resume in {self.run_dir}: the run begins")
+        config.ckpt_path = str(found) if found else None
+        if found:
+            parser = self._parser(self.subcommand)
+            check_same_run(self.run_dir, yaml.safe_load(parser.dump(config, skip_none=False, skip_check=True)))
 
     def instantiate_classes(self) -> None:
         try:
@@ -204,6 +243,10 @@ class LitReasonCLI(LightningCLI):
             config["logger"] = [RunLogger(self.run_dir), *(x for x in loggers if not isinstance(x, bool | None))]
         elif isinstance(config["logger"], bool | None):
             config["logger"] = False  # one row of metrics needs no log
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         self.save_config_kwargs["config_filename"] = config_name(self.subcommand)
         try:
             return self._instantiate_trainer(config, [])
@@ -212,35 +255,30 @@ class LitReasonCLI(LightningCLI):
 
     def _own_callbacks(self, given: list[Callback], config: dict[str, Any]) -> list[Callback]:
         """The run's callbacks; one the user configured takes the place of ours of the same kind."""
+        options = self._get(self.config_init, "checkpoints")
+        keeps = self.subcommand == "fit" and config["enable_checkpointing"] is not False
+        checkpoints = RunCheckpoints(self.run_dir / CHECKPOINTS, options) if keeps else None
+        interruption = Interruption(checkpoints, options.grace)
         own: list[Callback] = []
         if config["enable_progress_bar"] is not False and not _any(given, ProgressBar):
             own.append(RunProgress())
         if self.subcommand == "predict":
-            return [*own, Predictions(self.run_dir)]
+            return [*own, Predictions(self.run_dir), interruption]
         if self.subcommand != "fit":
-            return [*own, Report(self.run_dir)]
+            return [*own, Report(self.run_dir), interruption]
         if not _any(given, Samples):
             own.append(Samples(self.run_dir))
         own += [
             OptimizerOptions(),
+            Rewind(self.run_dir),
             FinalValidation(),
             SavedModel(self.run_dir),
             Curve(self.run_dir),
             Summary(self.run_dir),
+            interruption,
         ]
-        if config["enable_checkpointing"] is not False:
-            folder = self.run_dir / CHECKPOINTS
-            if not _any(given, Checkpoint):
-                own.append(
-                    ModelCheckpoint(
-                        dirpath=folder,
-                        filename="best",
-                        monitor="val/accuracy",
-                        mode="max",
-                        enable_version_counter=False,
-                    )
-                )
-            own.append(LastCheckpoint(folder))  # last, so that it holds the others' state
+        if checkpoints is not None:
+            own.append(checkpoints)
         return own
 
     def after_instantiate_classes(self) -> None:
@@ -248,11 +286,22 @@ class LitReasonCLI(LightningCLI):
         if config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(self.run_dir.resolve()):
             # what is saved describes the whole run and not its resumption; the Trainer has a copy of its own
             config.ckpt_path = None
+        config.run_dir, config.resume = str(self.run_dir), False
         self._dump_config()
         _keep_hyperparameters(self.model, self.config_dump["model"])
         _keep_hyperparameters(self.datamodule, self.config_dump["data"])
 
     # ------------------------------------------------------------------ subcommands
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.dry_run:
+            super()._run_subcommand(subcommand)
+            return
+        from lit_reason.memory import estimate, report
+
+        table, verdict = report(estimate(self.model, self.datamodule, self.trainer), self.trainer)
+        rich.get_console().print(table)
+        rich.get_console().print(verdict, markup=False, highlight=False, soft_wrap=True)
+
     def validate(self, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
         """Measure the policy; `Report` shows the result."""
         self.trainer.validate(**kwargs, verbose=False)
@@ -273,7 +322,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: the subcommand and its options.
 
     Returns:
-        The exit code: 0, or 130 when Ctrl-C ended it.
+        The exit code: 0, 130 when Ctrl-C ended it, 143 when SIGTERM did.
     """
     quieten()
     sys.path.insert(0, str(Path.cwd()))  # a reward in a file of the current folder is found, as with `python -m`
@@ -281,32 +330,16 @@ def run(arguments: Sequence[str]) -> int:
         LitReasonCLI(arguments)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        if not lost_rank(error) or debugging():
+            raise
+        raise UserError("another rank has failed, and says why; this one ends with it") from error
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1, after letting callbacks finish
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
-        if isinstance(stop, SIGTERMException):
-            print("terminated", file=sys.stderr)
-            return TERMINATED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
-
-
-def check_checkpoint(path: str) -> None:
-    """Read a checkpoint as plain data, before a model loads.
-
-    Raises:
-        UserError: it is damaged, holds code, or is something else than a checkpoint of a run.
-    """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"ckpt_path: '{path}' cannot be read as a checkpoint: {one_line(reason)[:200]}") from error
-    wanted = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
-    missing = [key for key in wanted if key not in found] if isinstance(found, dict) else list(wanted)
-    if missing:
-        raise UserError(f"ckpt_path: '{path}' is no checkpoint of a run: it has no {missing[0]}")
 
 
 def quieten() -> None:
@@ -314,7 +347,6 @@ def quieten() -> None:
     for text in (
         r"The '.*' does not have many workers",  # problems are text, loading them takes no time
         r"Checkpoint directory .* exists and is not empty",  # it is the run that is resumed
-        r".*ModelCheckpoint.*could not find the monitored key",  # before the first validation
         r"You're resuming from a checkpoint that ended before the epoch",  # ReasoningData knows its place in the epoch
         r"Be aware that when using `ckpt_path`, callbacks used",  # measuring needs none of them
         r"It is recommended to use `self.log\('val/",  # validation metrics are gathered before they are logged

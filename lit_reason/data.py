@@ -57,9 +57,10 @@ class PhaseSampler(DistributedSampler[int]):
         self.start = 0
 
     def __iter__(self) -> Iterator[int]:
+        # a generator, for a resumed fit makes the iterator before it says which epoch it is
         self.phases.shuffle(self.epoch)
         start, self.start = self.start, 0
-        return iter(range(start, len(self.phases)))
+        yield from range(start, len(self.phases))
 
     def __len__(self) -> int:
         return len(self.phases)
@@ -115,7 +116,7 @@ class ReasoningData(LightningDataModule):
         phases = self._phases(self.task.problems("train"), self.prompts_per_step, self.seed)
         sampler = PhaseSampler(phases)
         sampler.start = self.phases_done % len(phases)
-        return DataLoader(phases, batch_size=None, sampler=sampler)
+        return _loader(phases, sampler)
 
     def val_dataloader(self) -> DataLoader[list[Problem]] | list[Any]:
         problems = self.task.problems("validation")
@@ -123,7 +124,7 @@ class ReasoningData(LightningDataModule):
         if count == 0:
             return []
         phases = self._phases([problems[i] for i in range(count)], self.validation_batch, None)
-        return DataLoader(phases, batch_size=None, sampler=PhaseSampler(phases))
+        return _loader(phases, PhaseSampler(phases))
 
     def test_dataloader(self) -> DataLoader[list[Problem]] | list[Any]:
         return self.val_dataloader()
@@ -146,3 +147,8 @@ class ReasoningData(LightningDataModule):
     def _phases(self, problems: Sequence[Problem], size: int, seed: int | None) -> Phases:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return Phases(problems, size, rank, world_size, seed)
+
+
+def _loader(phases: Phases, sampler: PhaseSampler) -> DataLoader[list[Problem]]:
+    # without a generator of its own each pass would draw a number from the global one, and a resumed run one more
+    return DataLoader(phases, batch_size=None, sampler=sampler, generator=torch.Generator())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -11,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from lit_reason import nano
+from lit_reason.policy_options import LoRA
 from lit_reason.types import UserError
 
 T = TypeVar("T")
@@ -90,26 +94,58 @@ def load_chat_template(tokenizer: Any, chat_template: str | None, model: str) ->
         raise UserError(f"policy.chat_template: {source}{line}: {error}") from error
 
 
-def load_model(model: str, *, revision: str | None, dtype: str, attention: str | None, random_weights: bool) -> Any:  # noqa: ANN401
-    """The causal LM itself, adapters merged, on the CPU, in `dtype`."""
+def check_quantization(quantization: str | None, lora: LoRA | None) -> None:
+    """Refuse quantised weights that nothing could train, or nothing compute.
+
+    Raises:
+        UserError: there are no adapters or none that fit, or no bitsandbytes.
+    """
+    if quantization is None:
+        return
+    if lora is None:
+        raise UserError(
+            f"policy.quantization: {quantization} weights cannot be trained, only adapters beside them: set "
+            "policy.lora (such as {rank: 32, alpha: 64}), or leave quantization out"
+        )
+    if quantization == "int8" and lora.dora:  # PEFT loses the weights' scale when it measures their length
+        raise UserError("policy.lora.dora: does not work with int8 weights: set it to false, or quantization to nf4")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"policy.quantization: {quantization} needs the package 'bitsandbytes': "
+            "pip install 'lit-reason[quantization]', or leave quantization out"
+        )
+
+
+def load_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attention: str | None = None,
+    random_weights: bool = False,
+    quantization: str | None = None,
+    device: torch.device | None = None,
+) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The causal LM itself, adapters merged, in `dtype`; on the CPU, but for quantised weights, made on `device`."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     where = resolve(model)
     if (Path(where) / "adapter_config.json").is_file():
+        if quantization is not None:
+            raise UserError(
+                f"policy.quantization: '{model}' is an adapter, which would have to be merged into quantised weights. "
+                "Export it merged first, or leave quantization out"
+            )
         return _attempt("adapter", model, lambda: _load_merged(where, dtype, attention))
     options: dict[str, Any] = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}  # transformers' own default
     if attention is not None:
         options["attn_implementation"] = attention
+    if quantization is not None:
+        if random_weights:
+            raise UserError("policy.quantization: random_weights are not to be frozen: leave one of the two out")
+        options |= _quantization(quantization, dtype, device or torch.device("cpu"))
     if not random_weights:
-        load: Callable[..., Any] = partial(
-            AutoModelForCausalLM.from_pretrained, where, revision=revision, output_loading_info=True
-        )
-        lm, found = _attempt("model", model, lambda: load(**options))
-        missing = sorted(found["missing_keys"])
-        if missing:
-            lacks = f"{len(missing)} weights are missing, such as {missing[0]}"
-            raise UserError(f"policy.model: the weights of '{model}' do not fit its config.json: {lacks}")
-        return lm
+        return _load_whole(model, partial(AutoModelForCausalLM.from_pretrained, where, revision=revision, **options))
     config = _attempt("model", model, lambda: AutoConfig.from_pretrained(where, revision=revision))
     fresh = _attempt("model", model, lambda: AutoModelForCausalLM.from_config(config, **options))
     with suppress(OSError):  # not every checkpoint has one; then the model's own default stays
@@ -117,12 +153,59 @@ def load_model(model: str, *, revision: str | None, dtype: str, attention: str |
     return fresh
 
 
+def _load_whole(model: str, load: Callable[..., Any]) -> Any:  # noqa: ANN401
+    lm, found = _attempt("model", model, lambda: load(output_loading_info=True))
+    missing = sorted(found["missing_keys"])
+    if missing:
+        lacks = f"{len(missing)} weights are missing, such as {missing[0]}"
+        raise UserError(f"policy.model: the weights of '{model}' do not fit its config.json: {lacks}")
+    for module in lm.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # such CPUs would repack weights of 4 bits for evaluation,
+            module.support_avx512bf16_for_cpu = False  # and answer otherwise than in training
+    return lm
+
+
+def _quantization(kind: str, dtype: str, device: torch.device) -> dict[str, Any]:
+    """How `from_pretrained` quantises, and where."""
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        # of the types of its inputs, at every product
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
+    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype) if dtype in ("bfloat16", "float16") else compute,
+        bnb_4bit_quant_storage=torch.uint8,  # in which alone FSDP2 is known to shard them right
+    )
+    return {"quantization_config": nf4, "device_map": {"": device}}
+
+
 def _load_merged(folder: str, dtype: str, attention: str | None) -> Any:  # noqa: ANN401
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    lm = load_model(str(base), revision=None, dtype=dtype, attention=attention, random_weights=False)
+    lm = load_model(str(base), dtype=dtype, attention=attention)
     return PeftModel.from_pretrained(lm, folder).merge_and_unload()
+
+
+@torch.no_grad()
+def fingerprint(lm: Any) -> str:  # noqa: ANN401
+    """A hash that tells base models apart: of the names and shapes of all weights, and 64 numbers of each.
+
+    Read as bfloat16, so that it does not depend on `dtype`; quantised weights, which devices round differently, count
+    by name alone.
+    """
+    digest = hashlib.sha256(str(lm.config.model_type).encode())
+    for name, weight in lm.named_parameters():
+        digest.update(name.encode())
+        if weight.is_floating_point():
+            numbers = weight.flatten()[:: max(1, weight.numel() // 64)][:64].to("cpu", torch.bfloat16)
+            digest.update(str(tuple(weight.shape)).encode() + numbers.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _attempt(what: str, model: str, load: Callable[[], T]) -> T:

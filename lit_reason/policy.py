@@ -10,18 +10,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
+from lit_reason.adapters import add_adapter, merged_copy, plain_weights
 from lit_reason.architecture import install_layouts, keeps_packed_apart, switch_dropout_off
 from lit_reason.attention import no_mask
-from lit_reason.loading import load_chat_template, load_model, load_tokenizer
+from lit_reason.loading import check_quantization, fingerprint, load_chat_template, load_model, load_tokenizer
+from lit_reason.policy_options import LoRA, PolicyOptions
+from lit_reason.sharding import plain_name, shard, whole, whole_state, wrap
 from lit_reason.types import Message, MicroBatch, Problem, UserError
+
+__all__ = ["LoRA", "Policy", "PolicyOptions"]
 
 EMPTY_THINK = "<think> </think>"
 
@@ -29,59 +36,13 @@ LOGIT_CHUNK = 2**25
 """How many logits the head holds at once: 128 MiB in float32, enough rows of any vocabulary to keep a GPU busy."""
 
 
-@dataclass(kw_only=True, frozen=True)
-class LoRA:
-    """Low-rank adapters, through PEFT (arXiv 2106.09685).
-
-    Attributes:
-        rank: rank r of the update.
-        alpha: its scale; the update is multiplied by alpha / rank (rsLoRA: alpha / sqrt(rank)).
-        dropout: dropout on the adapter's input; 0 keeps sampled and trained log-probabilities the same.
-        target_modules: "all-linear", or the names of the modules to adapt (such as [q_proj, v_proj]).
-        dora: also learn the magnitude of each weight (DoRA, 2402.09353).
-        rslora: rank-stabilised scale (2312.03732).
-    """
-
-    rank: int = 32
-    alpha: int = 64
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
-    dora: bool = False
-    rslora: bool = False
-
-
-@dataclass(kw_only=True, frozen=True)
-class PolicyOptions:
-    """Which model to train, and how to hold it.
-
-    Attributes:
-        model: `nano` (the embedded model), a folder, or a Hugging Face hub id. A folder with an adapter is loaded with
-            the adapter merged.
-        revision: branch, tag or commit of a hub id.
-        dtype: of the weights; `auto` takes the checkpoint's. Learning rates of 1e-6 vanish in bfloat16 weights: keep
-            float32 and choose `--trainer.precision bf16-mixed` for speed.
-        attention: attention implementation of transformers (sdpa, eager, flash_attention_2, ...); None is its choice.
-        chat_template: a Jinja file, or `think` for the built-in think/answer template; None takes the tokenizer's own.
-        lora: train adapters only.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        random_weights: keep architecture and tokenizer, but start from fresh random weights.
-    """
-
-    model: str = "nano"
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    attention: str | None = None
-    chat_template: str | None = None
-    lora: LoRA | None = None
-    gradient_checkpointing: bool = False
-    random_weights: bool = False
-
-
 class Policy(nn.Module):
     """A causal LM with its tokenizer.
 
     Args:
         options: which model, and how to hold it.
+        device: where quantised weights are made, the CPU unless said; all others are loaded there and moved by whoever
+            trains.
 
     Raises:
         UserError: the folder, the tokenizer or the chat template is missing or unusable; one line says which.
@@ -93,14 +54,16 @@ class Policy(nn.Module):
         pad_id: filler for padding; never trusted to tell padding from text.
         context: the most tokens the model can read, or None when it does not say.
         packs: whether the architecture keeps sequences packed into one row apart.
+        base: fingerprint of the base model where only adapters change, None where all of the model may.
         window: the longest sequence that `lit_reason.attention` computes as the model does; 0 where it cannot at all.
     """
 
-    def __init__(self, options: PolicyOptions) -> None:
+    def __init__(self, options: PolicyOptions, device: torch.device | None = None) -> None:
         from transformers import GenerationConfig
 
         super().__init__()
         self.options = options
+        check_quantization(options.quantization, options.lora)
         # cheapest first: a missing template or tokenizer is found before gigabytes of weights are read
         self.tokenizer = load_tokenizer(options.model, options.revision)
         load_chat_template(self.tokenizer, options.chat_template, options.model)
@@ -110,6 +73,8 @@ class Policy(nn.Module):
             dtype=options.dtype,
             attention=options.attention,
             random_weights=options.random_weights,
+            quantization=options.quantization,
+            device=device,
         )
         self._generation_defaults = copy.deepcopy(lm.generation_config)
         self.eos_ids = _eos_ids(lm, self.tokenizer)
@@ -123,10 +88,13 @@ class Policy(nn.Module):
         lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
         if options.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.model: nn.Module = lm if options.lora is None else _with_adapter(lm, options)
+        # of the base of adapters, which checkpoints leave out; random weights are nowhere else
+        self.base = None if options.lora is None or options.random_weights else fingerprint(lm)
+        self.model: nn.Module = lm if options.lora is None else add_adapter(lm, options.lora)
         self.window = 0
         # a list hides the frozen copy from parameters(), state_dict() and DDP
         self._frozen_reference: list[nn.Module] = []
+        self._wrapper: list[nn.Module] = []  # likewise what is around the policy
         self.packs = keeps_packed_apart(self.causal_lm, self.logits, options.model)
         self.window = install_layouts(self.causal_lm) if options.attention in (None, "sdpa") else 0
         self.train()  # transformers loads in eval mode, in which gradient checkpointing does nothing
@@ -167,8 +135,14 @@ class Policy(nn.Module):
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     # ------------------------------------------------------------------ how likely
+    def forward(self, batch: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`logprobs` for a backward pass; where the policy is sharded, all ranks must call it equally often."""
+        return self.logprobs(batch, temperature)
+
     def logprobs(self, batch: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of the completion tokens, without ever holding all logits.
+
+        Without a gradient alone, where the policy is sharded, and inside `whole`.
 
         Args:
             batch: R rows of input holding B completions of at most T tokens.
@@ -290,7 +264,8 @@ class Policy(nn.Module):
         """Inside, `logprobs` are the reference policy's: the adapter switched off, or the frozen copy swapped in."""
         trained = self.model
         if self.options.lora is not None:
-            with trained.disable_adapter():  # type: ignore[operator]  # a PeftModel when LoRA is on
+            # gathered first: the adapter's weights are switched off where they are whole
+            with self.whole(), trained.disable_adapter():  # type: ignore[operator]  # a PeftModel when LoRA is on
                 yield
             return
         if not self._frozen_reference:
@@ -300,36 +275,56 @@ class Policy(nn.Module):
             frozen.to(lm.device, lm.dtype)
         self.model = frozen
         try:
-            yield
+            with whole(frozen):
+                yield
         finally:
             self.model = trained
 
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Inside, adapters are part of the weights they adapt, as fast as a model without; then all is as before.
+    # ------------------------------------------------------------------ on several ranks
+    def shard(self, mesh: DeviceMesh, precision: str) -> None:
+        """Divide the weights among the ranks of a mesh of one dimension, those of a frozen reference too.
 
-        They stay apart where merging would change what the policy says: weights of less than float32, in which small
-        updates vanish, and tied embeddings, of which one end is adapted and the other is not.
+        Args:
+            mesh: the ranks.
+            precision: the Trainer's; under bf16-mixed weights are gathered, and computed with, in bfloat16.
         """
-        from peft.tuners.tuners_utils import BaseTunerLayer
+        compute = torch.bfloat16 if precision == "bf16-mixed" else None
+        for root, model in ((self, self.model), *((frozen, frozen) for frozen in self._frozen_reference)):
+            shard(root, _layers(model), mesh, compute)
 
-        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
-        kept: list[tuple[Any, Tensor]] = []
-        head = self.causal_lm.get_output_embeddings().weight
-        weights = [layer.get_base_layer().weight for layer in layers]
-        if any(w.dtype != torch.float32 or w is head for w in weights):
+    def wrap(self, strategy: FSDPStrategy) -> nn.Module:
+        """The same by FSDP's first generation; forward passes go through what is returned."""
+        if strategy.precision_plugin.precision == "bf16-true":
+            self.to(torch.bfloat16)
+        self._frozen_reference = [wrap(frozen, _layers(frozen), strategy) for frozen in self._frozen_reference]
+        self._wrapper.append(wrap(self, _layers(self.model), strategy))
+        return self._wrapper[0]
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, every rank has all of the weights; all ranks must enter. Without sharding they always have."""
+        with whole(self._root):
             yield
-            return
-        try:
-            for layer in layers:
-                base = layer.get_base_layer().weight
-                kept.append((base, base.data))
-                layer.merge(safe_merge=True)  # writes to a copy, so the weight can be put back to the bit
+
+    @property
+    def _root(self) -> nn.Module:
+        return self._wrapper[0] if self._wrapper else self
+
+    @contextmanager
+    def plain_weights(self) -> Iterator[None]:
+        """Inside, adapters are merged and weights dequantised where that changes nothing but the speed, to generate."""
+        with plain_weights(self.model, self.causal_lm.get_output_embeddings().weight):
             yield
-        finally:
-            for layer, (base, weight) in zip(layers, kept, strict=False):
-                base.data = weight
-                layer.merged_adapters.clear()
+
+    def merged(self) -> Any:  # noqa: ANN401 - a transformers model
+        """A plain transformers model on the CPU, adapters merged; of a quantised base, the dequantised weights.
+
+        Where the policy is sharded, all ranks must ask for it.
+        """
+        with self.whole():
+            plain = merged_copy(self.causal_lm)
+        plain.generation_config = copy.deepcopy(self._generation_defaults)
+        return plain
 
     # ------------------------------------------------------------------ the model underneath
     @property
@@ -338,11 +333,18 @@ class Policy(nn.Module):
         return self.model.get_base_model() if self.options.lora is not None else self.model  # type: ignore[operator]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that plain transformers (with adapters: PEFT) loads, tokenizer and chat template included."""
+        """Write a folder that plain transformers (with adapters: PEFT) loads, tokenizer and chat template included.
+
+        Rank 0 writes; where the policy is sharded, all ranks must ask for it.
+        """
+        trained = {plain_name(name) for name, p in self.model.named_parameters() if p.requires_grad}
+        state = whole_state(self._root, self.model, None if self.options.lora is None else trained)
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
         lm = self.causal_lm
         lm.generation_config, ours = self._generation_defaults, lm.generation_config
         try:
-            self.model.save_pretrained(str(folder))  # type: ignore[operator]  # PreTrainedModel or PeftModel
+            self.model.save_pretrained(str(folder), state_dict=state)  # type: ignore[operator]  # PreTrainedModel or PeftModel
         finally:
             lm.generation_config = ours
         self.tokenizer.save_pretrained(str(folder))
@@ -366,6 +368,12 @@ class Policy(nn.Module):
         return str(text)
 
 
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a transformers model, which are never to be torn apart."""
+    names = {name for m in model.modules() for name in getattr(m, "_no_split_modules", None) or ()}
+    return [m for m in model.modules() if type(m).__name__ in names]
+
+
 def _eos_ids(lm: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers objects are untyped
     """Every id that ends a turn: the generation config's (one or several), the model's and the tokenizer's."""
     found: set[int] = set()
@@ -377,24 +385,3 @@ def _eos_ids(lm: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transforme
             "generation_config.json or tokenizer, otherwise no completion ever ends"
         )
     return sorted(found)
-
-
-def _with_adapter(lm: Any, options: PolicyOptions) -> nn.Module:  # noqa: ANN401
-    from peft import LoraConfig, get_peft_model
-
-    lora = options.lora
-    assert lora is not None
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        use_dora=lora.dora,
-        use_rslora=lora.rslora,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        adapted: nn.Module = get_peft_model(lm, config)
-    except ValueError as error:
-        raise UserError(f"policy.lora: {str(error).splitlines()[0]}") from error
-    return adapted

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_reason.types import UserError
 
@@ -16,7 +21,9 @@ def config_name(subcommand: str) -> str:
     return "config.yaml" if subcommand == "fit" else f"{subcommand}.yaml"
 
 
-def resolve_run_directory(run_dir: str | None, ckpt_path: str | None, *, model: str, subcommand: str) -> Path:
+def resolve_run_directory(
+    run_dir: str | None, ckpt_path: str | None, *, model: str, subcommand: str, resume: bool = False
+) -> Path:
     """The directory a run writes into.
 
     A run that starts from a checkpoint inside a run directory continues there: inside `run_dir` when one is given, else
@@ -27,10 +34,11 @@ def resolve_run_directory(run_dir: str | None, ckpt_path: str | None, *, model: 
         ckpt_path: the checkpoint to start from, or None.
         model: name of the model's class in lower case.
         subcommand: fit, validate, test or predict.
+        resume: go on in the directory, whatever it holds.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0" and _CHOSEN in os.environ:
         return Path(os.environ[_CHOSEN])  # the process that started this one has chosen for both
-    folder = _choose(run_dir, ckpt_path, model=model, subcommand=subcommand)
+    folder = _choose(run_dir, "last" if resume else ckpt_path, model=model, subcommand=subcommand)
     os.environ[_CHOSEN] = str(folder)
     return folder
 
@@ -66,3 +74,49 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     if not path.exists():
         raise UserError(f"ckpt_path: no checkpoint at '{path}'. Give the path of a .ckpt file, or leave the option out")
     return str(path)
+
+
+LOOSE = (
+    *("run_dir", "ckpt_path", "resume", "weights_only"),
+    *("trainer.", "checkpoints.", "data.validation_", "model.init_args.validation_samples"),
+)
+"""Options that may change in the middle of a run: how long it is, where it runs and what it shows."""
+FIXED = ("model.class_path", "model.init_args.policy.model", "model.init_args.policy.lora")
+"""Options whose change makes the weights of a checkpoint another model's."""
+
+
+def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Compare the configuration of a run with that it is resumed with; warn of options that change what it means.
+
+    Args:
+        folder: the run directory; without a readable configuration there is nothing to compare.
+        config: the configuration now, as plain data.
+
+    Raises:
+        UserError: the checkpoint's weights are not those of the model that is asked for.
+    """
+    try:
+        saved = yaml.safe_load((folder / config_name("fit")).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return
+    before, now = _flat(saved), _flat(config)
+    changed = {
+        name: f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(LOOSE)
+    }
+    fixed = [text for name, text in changed.items() if name.startswith(FIXED)]
+    if fixed:
+        raise UserError(
+            f"resume: {fixed[0]}: the run in '{folder}' trains another model. Leave the option out to go on with it, "
+            "or give another --run_dir"
+        )
+    for text in changed.values():
+        rank_zero_warn(f"resuming with another configuration: {text}")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - plain data
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    parts = [_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in config.items()]
+    return {name: value for part in parts for name, value in part.items()}

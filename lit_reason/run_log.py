@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,38 @@ FILENAME = "metrics.csv"
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Rows of a `metrics.csv` by step; empty cells are left out, and no file is no rows."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[list[str], dict[int, dict[str, float]]]:
+    """Columns of a `metrics.csv`, and its rows by step; a last line that a crash cut short is none."""
     if not path.is_file():
-        return {}
+        return [], {}
     with path.open(encoding="utf-8", newline="") as file:
-        return {
-            int(row["step"]): {name: float(value) for name, value in row.items() if value and name != "step"}
-            for row in csv.DictReader(file)
-        }
+        lines = [line for line in file if line.endswith("\n")]
+    reader = csv.DictReader(lines)
+    rows = {
+        int(row["step"]): {name: float(value) for name, value in row.items() if value and name != "step"}
+        for row in reader
+    }
+    return [name for name in reader.fieldnames or () if name != "step"], rows
+
+
+def keep_lines(folder: Path, pattern: str, key: str, below: int) -> None:
+    """Keep those lines of JSONL files whose `key` is below a number; a line that a crash cut short goes too."""
+    for path in sorted(folder.glob(pattern)):
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
+        lines = whole.split(b"\n") if whole else []  # texts may hold what `splitlines` takes for the end of a line
+        kept = [line for line in lines if json.loads(line)[key] < below]
+        if torn or kept != lines:
+            replace(path, b"".join(line + b"\n" for line in kept))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put something in the place of a file; a reader, or a crash, never meets half of it."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_bytes(content)
+    draft.replace(path)
 
 
 class RunLogger(Logger):
@@ -45,8 +72,7 @@ class RunLogger(Logger):
         super().__init__()
         self.folder = folder
         self.path = folder / FILENAME
-        self.rows = read_metrics(self.path)
-        self.columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        self.columns, self.rows = _read(self.path)
 
     @property
     def name(self) -> str:
@@ -67,15 +93,15 @@ class RunLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as in the base class
         """Nothing: the run directory's `config.yaml` has them all."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add to the row of a step; Lightning's steps count from 0, rows from 1."""
         self.write((step or 0) + 1 if self.steps_done is None else self.steps_done(), metrics)
 
+    @rank_zero_only
     def write(self, row: int, metrics: Mapping[str, float]) -> None:
         """Add to a row: 0 for the base policy, n for step n."""
         appends = row not in self.rows and row > max(self.rows, default=-1) and bool(self.columns)
-        self.rows.setdefault(row, {}).update(metrics)
+        self.rows.setdefault(row, {}).update({name: float(value) for name, value in metrics.items()})
         new = [name for name in metrics if name not in self.columns]
         self.columns += new
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,12 +109,21 @@ class RunLogger(Logger):
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 self._writer(file).writerow({"step": row, **self.rows[row]})
             return
-        draft = self.path.with_suffix(".csv.part")  # a reader, or a crash, never meets half a file
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            writer = self._writer(file)
-            writer.writeheader()
-            writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
-        draft.replace(self.path)
+        self._rewrite()
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after a step, which a resumed run writes again."""
+        self.rows = {row: metrics for row, metrics in self.rows.items() if row <= step}
+        self.columns = [name for name in self.columns if any(name in row for row in self.rows.values())]
+        if self.path.exists():
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        text = io.StringIO(newline="")
+        writer = self._writer(text)
+        writer.writeheader()
+        writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
+        replace(self.path, text.getvalue().encode())
 
     def _writer(self, file: Any) -> csv.DictWriter[str]:  # noqa: ANN401 - csv asks only for `write`
         return csv.DictWriter(file, ["step", *self.columns])

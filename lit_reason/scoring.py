@@ -22,6 +22,7 @@ import os
 import queue
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -170,6 +171,20 @@ class Scorer:
         taken = self._tallies
         self._tallies = {name: tally.after() for name, tally in taken.items()}
         return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered of each reward, as plain data: judgements by key, and the statuses there have been."""
+        return {
+            weighted.name: {"known": memory.state(), "statuses": sorted(self._tallies[weighted.name].statuses)}
+            for weighted, memory in zip(self.rewards, self._memories, strict=True)
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what `state_dict` returned of the rewards there are."""
+        for weighted, memory in zip(self.rewards, self._memories, strict=True):
+            if weighted.name in state:
+                memory.load(state[weighted.name]["known"])
+                self._tallies[weighted.name].statuses = Counter(dict.fromkeys(state[weighted.name]["statuses"], 0))
 
     def close(self) -> None:
         """End all workers and all waiting, also in the middle of an item; the next group would start new ones."""

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from lit_reason.findings import Finding
-from lit_reason.reward import Reward, WeightedReward
+from lit_reason.reward import Judgement, Reward, WeightedReward
 from lit_reason.types import Rollout
 
 REMEMBERED = 10_000
@@ -131,6 +131,20 @@ class Memory:
         for group, row in waited:
             group.fill(row, finding)
         return [group for group, _ in waited]
+
+    def state(self) -> list[tuple[Hashable, float | None, str, list[tuple[int, float]]]]:
+        """The judgements by their keys, which are plain data, the least recently used first."""
+        return [
+            (key, found.judgement.value, found.judgement.status, list(found.judgement.steps))
+            for key, found in self.known.items()
+        ]
+
+    def load(self, state: Iterable[tuple[Hashable, float | None, str, list[tuple[int, float]]]]) -> None:
+        """Know what `state` returned."""
+        self.known = OrderedDict(
+            (key, Finding(judgement=Judgement(value=value, status=status, steps=steps)))
+            for key, value, status, steps in state
+        )
 
 
 @dataclass(kw_only=True, slots=True)

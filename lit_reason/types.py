@@ -27,6 +27,10 @@ class UserError(ValueError):
     """Something the person who started the run can mend. The command line prints it as one line, without traceback."""
 
 
+class Stopped(SystemExit):
+    """The run was asked to stop, and has; the code is 128 + the signal's number."""
+
+
 def exact_match(problem: Problem, answer: str | None) -> float:
     """1.0 when `answer` equals the gold answer up to surrounding whitespace, else 0.0; the scorer of last resort."""
     return float(answer is not None and problem.answer is not None and answer.strip() == problem.answer.strip())

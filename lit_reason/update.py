@@ -12,16 +12,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lit_reason.attention import ON_CPU
 from lit_reason.batching import collate, learns, micro_batches, minibatches, total_length
 from lit_reason.correction import Correction, importance_weights
 from lit_reason.loss import Loss, skips_zero_advantages
 from lit_reason.policy import Policy
+from lit_reason.sharding import whole_tensor
 from lit_reason.types import LossInputs, MicroBatch, Problem, Rollout, UserError, Window
 
 _NOBODY = Problem(prompt=[])
@@ -77,9 +80,7 @@ class Updater:
 
     @property
     def policy(self) -> Policy:
-        policy = self.module.policy
-        assert isinstance(policy, Policy)
-        return policy
+        return cast("Policy", self.module.policy)  # or what a strategy has wrapped around it
 
     def __call__(self, rollouts: Sequence[Rollout], seed: int) -> dict[str, float]:
         """Take `passes` x `minibatches` optimizer steps.
@@ -96,12 +97,13 @@ class Updater:
         generator = torch.Generator().manual_seed(seed)
         passes = [minibatches(learning, self.minibatches, generator) for _ in range(self.passes)]
         if self.passes * self.minibatches > 1 and self.loss.needs_advantages:
-            if self._sampler_is_policy(learning):
+            if self._everywhere(self._sampler_is_policy(learning)):
                 for rollout in learning:
                     rollout.old_logprobs = rollout.sampler_logprobs
             else:
                 # the policy has not moved before the first window, whose own forward pass supplies them
-                self._fill([r for window in passes[0][1:] for r in window if not self._idle(r)], "old_logprobs")
+                with self.policy.whole():
+                    self._fill([r for window in passes[0][1:] for r in window if not self._idle(r)], "old_logprobs")
         if self.loss.needs_reference:
             with self.policy.reference():
                 self._fill(learning, "reference_logprobs")
@@ -175,7 +177,8 @@ class Updater:
 
     def _backward(self, batch: MicroBatch, window: Window, sums: dict[str, Tensor]) -> Tensor:
         """Forward, loss and backward of a micro-batch; its log-probabilities (B, T)."""
-        logprobs, entropies = self.policy.logprobs(batch, self.temperature)
+        logprobs: Tensor
+        logprobs, entropies = self.policy(batch, self.temperature)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         weights = None
         if self.corrects:
@@ -237,16 +240,17 @@ class Updater:
 
     def _clip(self, optimizer: object) -> float:
         """Clip, and report the norm before it; a gradient that is not finite would ruin the weights, so stop."""
+        if isinstance(self.policy, FullyShardedDataParallel):  # its norm is not the norm of what this rank has
+            norm = float(self.policy.clip_grad_norm_(self.gradient_clip or math.inf))
+            self._check_finite(norm)
+            return norm
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         scaler = getattr(self.module.trainer.precision_plugin, "scaler", None)
         # `16-mixed` undoes its scale inside optimizer.step(), and skips a step that overflowed
         scale = 1.0 if scaler is None else scaler.get_scale()
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / scale if gradients else 0.0
-        if scaler is None and not math.isfinite(norm):
-            raise UserError(
-                f"the gradient of step {self.module.global_step} is {norm}; the weights were left as they are. "
-                "Lower the learning rate, set loss option 'delta', or use float32"
-            )
+        norm = float(whole_tensor(torch.nn.utils.get_total_norm(gradients))) / scale if gradients else 0.0
+        if scaler is None:
+            self._check_finite(norm)
         if self.gradient_clip is not None:
             self.module.clip_gradients(
                 optimizer,  # type: ignore[arg-type]  # LightningOptimizer forwards to the optimizer it wraps
@@ -254,6 +258,13 @@ class Updater:
                 gradient_clip_algorithm="norm",
             )
         return norm
+
+    def _check_finite(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise UserError(
+                f"the gradient of step {self.module.global_step} is {norm}; the weights were left as they are. "
+                "Lower the learning rate, set loss option 'delta', or use float32"
+            )
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Under DDP, keep gradients local until the window's last micro-batch."""
@@ -265,6 +276,11 @@ class Updater:
         reduced = self.module.trainer.strategy.reduce(value, reduce_op=operation)
         assert isinstance(reduced, Tensor)
         return reduced
+
+    def _everywhere(self, here: bool) -> bool:
+        """Whether something is so on all ranks, each of which must ask."""
+        there = self._reduce(torch.tensor(float(not here), device=self.module.device, dtype=torch.float32), "sum")
+        return not bool(there)
 
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         for name in MicroBatch.__dataclass_fields__:

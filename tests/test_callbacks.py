@@ -6,7 +6,6 @@ import pytest
 import rich
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -14,10 +13,10 @@ from lit_reason import GRPO, SFT, PolicyOptions, Problem, Rollout, Sampling
 from lit_reason.callbacks import (
     Curve,
     FinalValidation,
-    LastCheckpoint,
     OptimizerOptions,
     Predictions,
     Report,
+    Rewind,
     Samples,
     Summary,
     append_rows,
@@ -25,6 +24,7 @@ from lit_reason.callbacks import (
     sample_row,
     sample_table,
 )
+from lit_reason.checkpoint_callback import CheckpointOptions, RunCheckpoints
 from lit_reason.plugins import RewardRef
 from lit_reason.run_log import RunLogger, read_metrics
 
@@ -205,43 +205,55 @@ def test_a_run_without_validation_has_only_its_place_to_tell(tmp_path):
 
 
 # ---------------------------------------------------------------------- checkpoints
-def best(folder):
-    return ModelCheckpoint(
-        dirpath=folder, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False
-    )
-
-
-def test_last_and_best_are_kept_as_plain_data(tmp_path, tiny_llama):
-    callbacks = [FinalValidation(), best(tmp_path), LastCheckpoint(tmp_path)]
-    trainer(tmp_path, *callbacks).fit(grpo(tiny_llama), loader(), loader(size=8))
-    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+def test_the_newest_and_the_best_are_kept_as_plain_data(tmp_path, tiny_llama):
+    callbacks = [FinalValidation(), RunCheckpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=2))]
+    trainer(tmp_path, *callbacks, max_steps=5).fit(grpo(tiny_llama), loader(), loader(size=8))
+    kept = ["best.ckpt", "last.ckpt", "step-2.ckpt", "step-4.ckpt", "step-5.ckpt"]
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == kept
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
 
 
+def test_a_resumed_run_records_nothing_twice(tmp_path, tiny_llama, shown):
+    def fit(steps, **options):
+        callbacks = [Samples(tmp_path, every_n_steps=1), Rewind(tmp_path), Summary(tmp_path)]
+        callbacks.append(RunCheckpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=9)))
+        trainer(tmp_path, *callbacks, max_steps=steps).fit(grpo(tiny_llama), loader(), loader(size=8), **options)
+        rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_bytes().splitlines()]
+        return [row["step"] for row in rows], sorted(read_metrics(tmp_path / "metrics.csv"))
+
+    assert fit(3) == ([1] * 4 + [2] * 4 + [3] * 4, [0, 1, 2, 3])
+    for name in ("samples.jsonl", "metrics.csv"):
+        with (tmp_path / name).open("a") as file:
+            file.write("4,0.1")  # a line that was being written when the process was killed
+    assert fit(4, ckpt_path=tmp_path / "step-1.ckpt") == ([1] * 4 + [2] * 4 + [3] * 4 + [4] * 4, [0, 1, 2, 3, 4])
+
+
 def test_without_any_validation_the_last_step_is_still_kept(tmp_path, tiny_llama):
-    trainer(tmp_path, FinalValidation(), LastCheckpoint(tmp_path)).fit(grpo(tiny_llama), loader())
+    trainer(tmp_path, FinalValidation(), RunCheckpoints(tmp_path)).fit(grpo(tiny_llama), loader())
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_long_stretches_without_validation_are_saved_by_the_clock(tmp_path, tiny_llama):
     class Stop(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if batch_idx == 2:
                 raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        trainer(tmp_path, LastCheckpoint(tmp_path, minutes=0.0), Stop()).fit(grpo(tiny_llama), loader())
+        trainer(tmp_path, RunCheckpoints(tmp_path, CheckpointOptions(minutes=0.0)), Stop()).fit(
+            grpo(tiny_llama), loader()
+        )
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_an_interrupted_run_keeps_its_last_checkpoint_its_curve_and_its_closing_lines(tmp_path, tiny_llama, shown):
     class PressCtrlC(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if batch_idx == 2:
                 signal.raise_signal(signal.SIGINT)
 
-    callbacks = [LastCheckpoint(tmp_path), Curve(tmp_path), Summary(tmp_path), PressCtrlC()]
+    callbacks = [RunCheckpoints(tmp_path), Curve(tmp_path), Summary(tmp_path), PressCtrlC()]
     before = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit):
@@ -254,7 +266,7 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_its_curve_and_its_closing_
 
 
 def test_a_resumed_run_trains_with_the_learning_rate_it_was_asked_for(tmp_path, tiny_llama):
-    first = trainer(tmp_path, OptimizerOptions(), LastCheckpoint(tmp_path), max_steps=1)
+    first = trainer(tmp_path, OptimizerOptions(), RunCheckpoints(tmp_path), max_steps=1)
     first.fit(grpo(tiny_llama, lr=0.25), loader())
     again = trainer(tmp_path, OptimizerOptions(), max_steps=2, enable_checkpointing=False)
     again.fit(grpo(tiny_llama, lr=0.5), loader(), ckpt_path=tmp_path / "last.ckpt")
@@ -267,7 +279,7 @@ def test_a_scheduled_learning_rate_keeps_its_place_when_a_resumed_run_asks_for_a
     def halving(optimizer):
         return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
 
-    first = trainer(tmp_path, OptimizerOptions(), LastCheckpoint(tmp_path), max_steps=2)
+    first = trainer(tmp_path, OptimizerOptions(), RunCheckpoints(tmp_path), max_steps=2)
     first.fit(grpo(tiny_llama, lr=0.5, lr_scheduler=halving), loader())
     again = trainer(tmp_path, OptimizerOptions(), max_steps=3, enable_checkpointing=False)
     again.fit(grpo(tiny_llama, lr=2.0, lr_scheduler=halving), loader(), ckpt_path=tmp_path / "last.ckpt")
@@ -279,7 +291,7 @@ def test_a_scheduler_that_starts_below_the_asked_rate_is_left_alone_on_fresh_and
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=8, cycle_momentum=False)
 
     def rates(steps, **options):
-        run = trainer(tmp_path, OptimizerOptions(), LastCheckpoint(tmp_path), max_steps=steps)
+        run = trainer(tmp_path, OptimizerOptions(), RunCheckpoints(tmp_path), max_steps=steps)
         run.fit(grpo(tiny_llama, lr=1.0, lr_scheduler=warming_up), loader(), **options)
         return run.optimizers[0].param_groups[0]["lr"]
 

@@ -180,7 +180,8 @@ def test_ctrl_c_is_one_line_and_130_and_keeps_what_there_is(folder, tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted"
+    assert err.splitlines()[-1].startswith("SIGINT: saved run/checkpoints/step-")
+    assert err.splitlines()[-1].endswith("go on with: lit-reason fit --config run/config.yaml --resume")
     assert "Traceback" not in err
     assert "interrupted after" in out
     assert (tmp_path / "run" / "curve.png").exists()

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs" / "strategies").glob("*.yaml"))
 SMOLLM = [recipe for recipe in RECIPES if "smollm" in recipe]
 
 
@@ -69,6 +71,33 @@ def test_recipe_is_parsed_and_instantiated(recipe: str, tmp_path: Path, monkeypa
     assert cli.model.seed == cli.datamodule.seed == yaml.safe_load((ROOT / recipe).read_text())["seed_everything"]
     assert cli.datamodule.task_ref.name
     assert not list(tmp_path.iterdir())  # nothing is written before the run
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("recipe", ["configs/sft.yaml", "configs/grpo.yaml", "configs/rejection.yaml"])
+def test_an_overlay_combines_with_a_recipe(
+    recipe: str, overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from lit_reason.cli import LitReasonCLI
+    from lit_reason.strategy import FSDP2
+    from lit_reason.types import UserError
+
+    class Instantiated(LitReasonCLI):
+        def _run_subcommand(self, subcommand: str) -> None:
+            assert subcommand == "fit"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    arguments = ["fit", "--config", str(ROOT / recipe), "--config", str(ROOT / overlay)]
+    if "fsdp1" in overlay and not torch.cuda.is_available():
+        with pytest.raises((UserError, MisconfigurationException), match="CUDA"):
+            Instantiated(arguments)
+        return
+    cli = Instantiated(arguments)
+    assert (cli.model.policy_options.quantization == "nf4") == ("qlora" in overlay)
+    assert isinstance(cli.trainer.strategy, FSDP2) == overlay.endswith(("/fsdp.yaml", "qlora-fsdp.yaml"))
 
 
 @pytest.mark.parametrize("recipe", SMOLLM)

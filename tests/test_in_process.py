@@ -220,7 +220,7 @@ def test_adapters_that_cannot_be_merged_exactly_stay_apart(tiny_llama: str) -> N
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name or "embedding_A" in name:
                     parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
-        with policy.merged():
+        with policy.plain_weights():
             assert not any(getattr(m, "merged", False) is True for m in policy.modules())
         assert policy.window > 10**6
         rollouts = roll_out(policy, problems(*TEXTS), Sampling(max_new_tokens=10), 2)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def test_help_lists_every_subcommand_with_an_example(arguments, capsys):
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "plugins"):
+    for command in ("fit", "validate", "test", "predict", "export", "merge", "plugins"):
         assert f"lit-reason {command} " in out
 
 
@@ -46,7 +46,7 @@ def test_an_unknown_subcommand_is_answered_with_a_near_one(capsys):
     assert main(["xyzzy"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: no subcommand 'xyzzy': expected one of fit, validate, test, predict, plugins\n"
+        == "error: no subcommand 'xyzzy': expected one of fit, validate, test, predict, export, merge, plugins\n"
     )
 
 
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, capsys, monkeypatch, content
     (tmp_path / "bad.ckpt").write_bytes(content)
     assert main(["fit", "--config", str(ROOT / "configs" / "grpo.yaml"), "--ckpt_path", "bad.ckpt"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ckpt_path: 'bad.ckpt' cannot be read")
+    assert error.startswith("error: ckpt_path: checkpoint 'bad.ckpt' ")
     assert error.count("\n") == 1
 
 

@@ -26,10 +26,7 @@ data:
   validation_problems: 4
 trainer: {{max_steps: 6, val_check_interval: 3, num_sanity_val_steps: 0}}
 """
-SIZES = {"GRPO": 12, "SFT": 16, "RejectionSampling": 60}
-"""Problems: the run stops after 3 phases, at the end of an epoch, just before it, and in its midst."""
 GRPO = "rewards: [{format: {strict: false, weight: 0.5}}, {length: {target: 4, span: 8}}]\n    group_size: 3"
-REJECTION = "rewards: [format: {strict: false}]\n    group_size: 24\n    threshold: 0.0\n    minibatches: 1"
 
 
 def fit(folder: Path, *options: str) -> None:
@@ -43,21 +40,26 @@ def losses(run: Path) -> dict[str, str]:
         return {row["step"]: row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
 
 
-@pytest.mark.parametrize(
-    ("module", "rewards"), [("GRPO", GRPO), ("SFT", "packing: false"), ("RejectionSampling", REJECTION)]
-)
-def test_a_run_resumed_from_its_checkpoint_repeats_the_uninterrupted_one(
-    tiny_llama: str, tmp_path: Path, module: str, rewards: str
+def test_a_run_resumed_from_a_checkpoint_that_is_named_repeats_the_uninterrupted_one(
+    tiny_llama: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.yaml").write_text(
-        CONFIG.format(module=module, model=tiny_llama, rewards=rewards, size=SIZES[module])
-    )
+    config = CONFIG.format(module="GRPO", model=tiny_llama, rewards=GRPO, size=12)  # three phases an epoch
+    (tmp_path / "config.yaml").write_text(config)
     fit(tmp_path, "--run_dir", "whole")
-    fit(tmp_path, "--run_dir", "half", "--trainer.max_steps", "3")
+    fit(tmp_path, "--run_dir", "half", "--trainer.max_steps", "4")  # in the midst of the second epoch
     fit(tmp_path, "--run_dir", "half", "--ckpt_path", "half/checkpoints/last.ckpt")
     whole, half = losses(tmp_path / "whole"), losses(tmp_path / "half")
     assert len(whole) == 6
     assert half == whole
+
+
+def test_killed_runs_of_every_module_become_the_untouched_ones_to_the_bit(tmp_path: Path) -> None:
+    """One kill each; `tools/kill_test.py` alone has more, and two ranks."""
+    tool = Path(__file__).parent.parent / "tools" / "kill_test.py"
+    command = [sys.executable, str(tool), "--kills", "1", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("identical\n") == 4  # three modules, and the last line
 
 
 def test_a_checkpoint_holds_plain_data_and_rebuilds_its_module(tiny_llama: str, tmp_path: Path) -> None:

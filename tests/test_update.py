@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import window_worker
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from lit_reason import GRPO, LoRA, PolicyOptions, Problem, Rollout, Sampling
 from lit_reason.batching import collate, micro_batches, minibatches
 from lit_reason.types import MicroBatch
-
-WORKER = Path(__file__).parent / "window_worker.py"
 
 
 def rollout(prompt: int, completion: int, start: int = 0) -> Rollout:
@@ -98,27 +97,34 @@ def test_minibatches_keep_groups_together_and_shuffle_them() -> None:
     assert sum(len({r.group for r in part}) for part in minibatches(rollouts[:22], 3, torch.Generator())) <= 6 + 2
 
 
-def gradients(folder: str, out: Path, *arguments: str) -> dict[str, torch.Tensor]:
-    command = [sys.executable, str(WORKER), folder, str(out), *arguments]
+def on_two_ranks(folder: str, out: Path, *cases: str) -> dict[str, dict[str, torch.Tensor]]:
+    command = [sys.executable, window_worker.__file__, folder, str(out), *cases]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out, weights_only=True)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cross_entropy"])
-def test_gradient_does_not_depend_on_micro_batches_packing_or_ranks(tiny_llama: str, tmp_path: Path, loss: str) -> None:
-    """1 x 8, 8 x 1, unequal splits; without shared prompts, packed and padded; two gloo ranks, one of them idle, too.
+def test_gradient_does_not_depend_on_micro_batches_or_packing(tiny_llama: str, loss: str) -> None:
+    """1 x 8, 8 x 1, unequal splits; without shared prompts, packed and padded.
 
     One completion has no advantage, and is skipped where it may be.
     """
-    result = gradients(tiny_llama, tmp_path / "one.pt", "--loss", loss)
+    result = window_worker.gradients(tiny_llama, loss)
     assert len(result) == 5
     whole = result.pop("1x8")
-    if loss in ("grpo", "cross_entropy"):
-        result |= gradients(tiny_llama, tmp_path / "two.pt", "--loss", loss, "--ranks", "2")
-        assert len(result) == 4 + 3
     for name, gradient in result.items():
         assert float((gradient - whole).norm() / whole.norm()) < 1e-6, name
+
+
+def test_gradient_does_not_depend_on_ranks(tiny_llama: str, tmp_path: Path) -> None:
+    """One of them idle, too; and the advantages of a batch take their spread from all ranks."""
+    cases = ("grpo group", "cross_entropy group", "grpo batch")
+    for case, result in on_two_ranks(tiny_llama, tmp_path / "two.pt", *cases).items():
+        whole = window_worker.gradients(tiny_llama, *case.split())["1x8"]
+        assert len(result) == 3
+        for name, gradient in result.items():
+            assert float((gradient - whole).norm() / whole.norm()) < 1e-6, (case, name)
 
 
 class Counting(GRPO):
@@ -200,10 +206,3 @@ def test_torchs_optimizers_are_fused_unless_told_otherwise(tiny_llama: str) -> N
         trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
         trainer.fit(module, DataLoader([Problem(prompt=[{"role": "user", "content": "Q"}])], collate_fn=list))
         assert trainer.optimizers[0].param_groups[0]["fused"] is fused
-
-
-def test_batch_advantages_take_their_spread_from_all_ranks(tiny_llama: str, tmp_path: Path) -> None:
-    options = ("--loss", "grpo", "--advantage", "batch")
-    whole = gradients(tiny_llama, tmp_path / "one.pt", *options)["1x8"]
-    for name, gradient in gradients(tiny_llama, tmp_path / "two.pt", *options, "--ranks", "2").items():
-        assert float((gradient - whole).norm() / whole.norm()) < 1e-6, name

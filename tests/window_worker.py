@@ -1,8 +1,13 @@
-"""Compute the gradient of one optimizer window in several ways; started by test_update.py, on two gloo ranks too."""
+"""Compute the gradient of one optimizer window in several ways; started by test_update.py for two gloo ranks.
 
-import argparse
+python tests/window_worker.py MODEL OUT 'grpo group' 'grpo batch' ...
+"""
+
+import os
+import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -53,17 +58,11 @@ class Window(GRPO):
         self.gradient = torch.cat([p.grad.flatten() for p in self.policy.parameters() if p.grad is not None])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("out")
-    parser.add_argument("--loss", required=True)
-    parser.add_argument("--advantage", default="group")
-    parser.add_argument("--ranks", type=int, default=1)
-    arguments = parser.parse_args()
+def gradients(folder: str, loss: str, advantage: Any = "group", ranks: int = 1) -> dict[str, torch.Tensor]:
+    """The gradient of the window, by how it was cut; on several ranks each has the whole of it."""
     cuts: dict[str, tuple[int, bool]] = {"1x8": (10**6, False), "8x1": (1, False), "unequal": (40, False)}
     cuts |= {"plain, packed": (64, True), "plain, padded": (10**6, False)}
-    if arguments.ranks == 2:
+    if ranks == 2:
         # with 18 tokens 4 micro-batches and 3, so that rank 1 adds one in which nothing learns; idle, it adds them all
         cuts = {"2 ranks": (40, False), "2 ranks, unequal": (18, False), "2 ranks, one idle": (40, False)}
     results = {}
@@ -71,9 +70,9 @@ def main() -> None:
         module = Window(
             [tally],
             # the plain road: each sequence with its own prompt, through transformers' attention
-            policy=PolicyOptions(model=arguments.folder, attention="eager" if "plain" in name else None),
-            loss=arguments.loss,
-            advantage=arguments.advantage,
+            policy=PolicyOptions(model=folder, attention="eager" if "plain" in name else None),
+            loss=loss,
+            advantage=advantage,
             optimizer=lambda p: torch.optim.SGD(p, lr=1e-3),
             tokens_per_microbatch=tokens,
             packing=packing,
@@ -84,8 +83,8 @@ def main() -> None:
         trainer = Trainer(
             max_steps=1,
             accelerator="cpu",
-            devices=arguments.ranks,
-            strategy="ddp" if arguments.ranks > 1 else "auto",
+            devices=ranks,
+            strategy="ddp" if ranks > 1 else "auto",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -95,8 +94,7 @@ def main() -> None:
         problems = [Problem(prompt=[{"role": "user", "content": "Q"}])] * 2
         trainer.fit(module, DataLoader(problems, batch_size=1, collate_fn=list))
         results[name] = module.gradient
-    if trainer.global_rank == 0:
-        torch.save(results, arguments.out)
+    return results
 
 
 def tally(rollout: Rollout) -> float:
@@ -104,4 +102,7 @@ def tally(rollout: Rollout) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    folder, out, *cases = sys.argv[1:]
+    found = {case: gradients(folder, *case.split(), ranks=2) for case in cases}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        torch.save(found, out)

@@ -152,6 +152,8 @@ def measure(name: str, sides: Sequence[str], options: argparse.Namespace) -> lis
             "threads": options.threads,
             "seed": options.seed,
             "ours_path": options.ours_path,
+            "device": options.device,
+            "precision": options.precision,
         }
         prepare = [sys.executable, str(SCRIPT), "prepare", json.dumps(job)]
         subprocess.run(prepare, check=True, env=environment(options.threads), stdout=subprocess.DEVNULL)
@@ -231,6 +233,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="measured steps of each side (default: the workload's own, 5)")
     parser.add_argument("--warmup", type=int, default=2, help="steps thrown away first (default: 2)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each side (default: 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, random weights and sampling")
     parser.add_argument("--only", choices=SIDES, help="measure one side")
     parser.add_argument("--ours-path", help="import lit_reason from this checkout")
@@ -257,6 +261,7 @@ def main() -> None:
         packages = [*("torch", "transformers", "lightning"), *(["trl"] if options.only != "ours" else [])]
         machine: dict[str, Any] = {name: version(name) for name in packages} | {"python": platform.python_version()}
         machine |= {"processor": platform.processor(), "cores": os.cpu_count(), "threads": options.threads}
+        machine |= {"device": options.device, "precision": options.precision}
         options.json.write_text(json.dumps({"machine": machine, "seed": options.seed, "workloads": results}, indent=1))
 
 

@@ -1,4 +1,4 @@
-"""TRL's side of `bench_grpo.py`, set up as its documentation has it for one machine without a GPU.
+"""TRL's side of `bench_grpo.py`, set up as its documentation has it for one machine without a server.
 
 Timed from the outside: methods of the trainers are overridden to take the time, and do what they did.
 """
@@ -14,11 +14,11 @@ from bench_workloads import LEARNING_RATE, prompts, reward, traces
 
 
 def settings(job: Job, batch: int, accumulation: int) -> dict[str, Any]:
-    """What both trainers are told: one CPU, float32, constant learning rate, and nothing inside a step ours lacks."""
+    """What both trainers are told: one device, constant learning rate, and nothing inside a step ours lacks."""
     return {
         "output_dir": str(Path(job.folder) / "trl"),
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": job.device == "cpu",
+        "bf16": job.precision == "bf16-mixed",
         "model_init_kwargs": {"dtype": "float32"},
         "gradient_checkpointing": False,
         "per_device_train_batch_size": batch,
@@ -38,7 +38,7 @@ def settings(job: Job, batch: int, accumulation: int) -> dict[str, Any]:
 
 
 def trl_grpo(job: Job, turns: Turns) -> None:
-    """TRL's `GRPOTrainer` with transformers' generation, for it has no other engine without a GPU or a server."""
+    """TRL's `GRPOTrainer` with transformers' generation, for its other engines need more than itself."""
     from datasets import Dataset
     from peft import LoraConfig
 

@@ -19,10 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # after the environment is set
+from bench_workloads import SMOLLM
 
 from lit_reason.batching import collate, micro_batches
 from lit_reason.engines.generate import Generate
@@ -32,6 +34,8 @@ from lit_reason.rollout import Engine, Request, Sampling
 from lit_reason.types import Problem, Rollout
 
 NEW_TOKENS, PROMPT, GROUP = 128, 256, 8
+_MIXED = False
+"""Whether matrix products are of bfloat16; `--bf16` says so."""
 
 
 def requests(prompts: int, group: int, length: int, vocabulary: int) -> list[Request]:
@@ -50,7 +54,8 @@ def seconds(engine: Engine, policy: Policy, wanted: Sequence[Request], sampling:
     """Of one call."""
     policy.eval()
     start = time.perf_counter()
-    with torch.no_grad():
+    mixed = torch.autocast(policy.causal_lm.device.type, torch.bfloat16, enabled=_MIXED)
+    with torch.no_grad(), mixed:
         for _ in engine.generate(policy, wanted, sampling):
             pass
     return time.perf_counter() - start
@@ -62,18 +67,21 @@ def endless(policy: Policy) -> Policy:
     return policy
 
 
-def machine() -> tuple[float, float]:
-    """Bytes read a second, and floating-point operations a second of a large float32 matrix product."""
-    large = torch.ones(64 * 2**20)
-    square = torch.ones(1024, 1024)
-    return 4 * large.numel() / _median(large.sum), 2 * 1024**3 / _median(lambda: square @ square)
+def machine(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes read a second, and floating-point operations a second of a large matrix product."""
+    size = 1024 if device.type == "cpu" else 8192
+    large = torch.ones(64 * 2**20 * (1 if device.type == "cpu" else 32), device=device)
+    square = torch.randn(size, size, device=device, dtype=dtype)
+    return 4 * large.numel() / _median(large.sum, device), 2 * size**3 / _median(lambda: square @ square, device)
 
 
-def _median(work: Callable[[], object]) -> float:
+def _median(work: Callable[[], object], device: torch.device) -> float:
     times = []
     for _ in range(9):
         start = time.perf_counter()
         work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
@@ -82,17 +90,18 @@ def limit(policy: Policy, rows: int, bandwidth: float, rate: float) -> float:
     """Seconds that a whole rollout must take: see the module's docstring."""
     config = policy.causal_lm.config
     weights = sum(p.numel() for p in policy.parameters())
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    size = 2 if _MIXED else 4  # bytes of a number
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
     total = 0.0
     for step in range(NEW_TOKENS):
         cache = per_token * (rows * step + max(1, rows // GROUP) * PROMPT)
-        total += max((4 * weights + cache) / bandwidth, 2 * weights * rows / rate)
+        total += max((size * weights + cache) / bandwidth, 2 * weights * rows / rate)
     return total + 2 * weights * max(1, rows // GROUP) * PROMPT / rate
 
 
 def engines(policy: Policy, repeats: int, most: int) -> list[dict[str, float | str]]:
     """Tokens a second by engine and number of sequences, alternating."""
-    bandwidth, rate = machine()
+    bandwidth, rate = machine(policy.causal_lm.device, torch.bfloat16 if _MIXED else torch.float32)
     print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, matrix product {rate / 1e9:.0f} GFLOP/s")
     print("| sequences | in_process tokens/s | generate tokens/s | ratio | of the limit |")
     print("| --- | --- | --- | --- | --- |")
@@ -169,8 +178,8 @@ def growth(folder: str, threads: int) -> list[dict[str, float | str]]:
     return table
 
 
-def roomy(folder: Path) -> str:
-    """Nano's architecture with random weights and a context for the longest case."""
+def roomy(folder: Path, shape: dict[str, Any]) -> str:
+    """Nano's architecture, or another shape of it, with random weights and a context for the longest case."""
     from lit_reason.loading import resolve
 
     source = Path(resolve("nano"))
@@ -178,7 +187,7 @@ def roomy(folder: Path) -> str:
         if file.suffix in {".json", ".jinja"}:
             (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    config["max_position_embeddings"] = 4096
+    config.update(shape, max_position_embeddings=4096)
     (folder / "config.json").write_text(json.dumps(config))
     policy = Policy(PolicyOptions(model=str(folder), random_weights=True))
     policy.save_pretrained(folder)
@@ -190,17 +199,25 @@ def main() -> None:
     parser.add_argument("--model", default="nano", help="a folder; nano's architecture unless given")
     parser.add_argument("--growth", action="store_true", help="how cost grows, instead of engines side by side")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="matrix products of bfloat16, as under bf16-mixed")
+    parser.add_argument("--smollm", action="store_true", help="SmolLM-135M's shape instead of nano's")
     parser.add_argument("--most", type=int, default=256, help="most sequences")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
+    global _MIXED  # noqa: PLW0603 - said once, for the whole run
+    _MIXED = arguments.bf16
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        model = roomy(Path(folder)) if arguments.model == "nano" else arguments.model
+        model = (
+            roomy(Path(folder), SMOLLM if arguments.smollm else {}) if arguments.model == "nano" else arguments.model
+        )
         if arguments.growth:
             table = growth(model, arguments.threads)
         else:
-            table = engines(endless(Policy(PolicyOptions(model=model))), arguments.repeats, arguments.most)
+            policy = endless(Policy(PolicyOptions(model=model)).to(arguments.device))
+            table = engines(policy, arguments.repeats, arguments.most)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(table, indent=1) + "\n")
 

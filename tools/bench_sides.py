@@ -61,7 +61,7 @@ def ours_grpo(job: Job, turns: Turns) -> None:
         seed=job.seed,
     )
     problems = [Problem(prompt=prompt) for prompt in prompts(work, job.phases, job.seed)]
-    fit(module, problems, work.prompts)
+    fit(module, problems, work.prompts, job)
 
 
 def ours_sft(job: Job, turns: Turns) -> None:
@@ -90,17 +90,19 @@ def ours_sft(job: Job, turns: Turns) -> None:
         seed=job.seed,
     )
     rows = traces(work, job.phases, job.seed)
-    fit(module, [Problem(prompt=prompt, completion=completion) for prompt, completion in rows], work.prompts)
+    fit(module, [Problem(prompt=prompt, completion=completion) for prompt, completion in rows], work.prompts, job)
 
 
-def fit(module: Any, problems: Any, batch: int) -> None:  # noqa: ANN401 - lit_reason is imported late
+def fit(module: Any, problems: Any, batch: int, job: Job) -> None:  # noqa: ANN401 - lit_reason is imported late
     """Train over all problems with a Trainer that does nothing else."""
     from lightning.pytorch import Trainer
     from torch.utils.data import DataLoader
 
     trainer = Trainer(
         max_epochs=1,
-        accelerator="cpu",
+        accelerator=job.device,
+        devices=1,
+        precision=job.precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -120,7 +122,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(job.threads)
-    turns = Turns()
+    turns = Turns(job.device)
     if side == "ours":
         (ours_grpo if job.work.group else ours_sft)(job, turns)
     else:

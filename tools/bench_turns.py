@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench_workloads import WORKLOADS, Workload
@@ -32,6 +32,8 @@ class Job:
         threads: of torch.
         seed: of prompts, weights and sampling.
         ours_path: another checkout to import lit_reason from, or None.
+        device: "cpu" or "cuda".
+        precision: "32-true", or "bf16-mixed".
     """
 
     workload: str
@@ -40,17 +42,23 @@ class Job:
     threads: int
     seed: int
     ours_path: str | None = None
+    device: str = "cpu"
+    precision: str = "32-true"
 
     @property
     def work(self) -> Workload:
-        """The workload itself."""
-        return WORKLOADS[self.workload]
+        """The workload itself, as it suits the device: a GPU takes a whole minibatch at once."""
+        work = WORKLOADS[self.workload]
+        if self.device == "cpu":
+            return work
+        return replace(work, trl_batch=work.completions // work.minibatches, ours_tokens=2**16)
 
 
 class Turns:
     """Waits for the parent between phases, and tells it about the phase that ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.gpu = device == "cuda"
         # libraries print to standard output: move the pipe out of their way
         self.pipe = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
@@ -60,9 +68,13 @@ class Turns:
 
     def arrive(self) -> None:
         """End the running phase, if there is one, and block until the next may begin; the process ends when told so."""
+        gpu = sys.modules["torch"].cuda
+        if self.gpu and self.begun:
+            gpu.synchronize()
         if self.begun:
             self.report["seconds"] = {"step": time.perf_counter() - self.begun, **self.seconds}
-        self.report["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+        peak = gpu.max_memory_allocated() if self.gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.report["peak_mb"] = peak / 2**20  # Linux counts in KiB
         print(json.dumps(self.report), file=self.pipe, flush=True)
         if sys.stdin.readline().strip() != "go":
             os._exit(0)  # in the midst of a trainer's loop, with nothing to save
@@ -74,6 +86,8 @@ class Turns:
         """Count the time inside as this stage's."""
         start = time.perf_counter()
         yield
+        if self.gpu:
+            sys.modules["torch"].cuda.synchronize()
         self.seconds[stage] += time.perf_counter() - start
 
     def done(self, given: list[list[int]], lengths: list[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,8 +70,7 @@ class ContinuousBatching(Engine):
     ) -> list[tuple[int, int, Completion]]:
         """Every completion of requests that want equally many."""
         seed = mix(*(stream for request in requests.values() for stream in request.streams)) >> 1
-        lora = policy.options.lora is not None
-        with random_stream(seed), policy.merged() if lora else nullcontext(), _plain_attention(policy.causal_lm):
+        with random_stream(seed), policy.plain_weights(), _plain_attention(policy.causal_lm):
             outputs = self._run(policy, requests, sampling, seed)
         # the log-probabilities are those of what top-p and top-k kept
         known = sampling.temperature == 0 or (sampling.top_p == 1 and sampling.top_k == 0)

@@ -3,8 +3,9 @@
 A step of a small model costs as much in Python as in arithmetic. This is transformers' forward pass for one token a
 row, without its modules in between: the same operations, a quarter of the dispatches. On a CPU it does not multiply a
 few dozen rows by weights as they are stored, which takes two to four times as long there as the other ways around:
-small weights are copied and transposed once for a rollout, large ones are multiplied by the transposed rows. The engine
-compares its first step with the model's own and goes on with that where they differ.
+small weights are copied and transposed once for a rollout, large ones are multiplied by the transposed rows. Under
+autocast, weights are cast once for a rollout instead of at each step. The engine compares its first step with the
+model's own and goes on with that where they differ.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Straight:
         self.layers = [_Layer(number, layer, turn) for number, layer in enumerate(model.layers)]
         self.final = _norm(model.norm)
         head = lm.get_output_embeddings()
-        self.head: Project | None = _joined([head], turn) if turn and type(head) is nn.Linear else None
+        copied = turn or _autocast(model.embed_tokens.weight) is not None
+        self.head: Project | None = _joined([head], turn) if copied and type(head) is nn.Linear else None
         """The language-modelling head on what a step gives; None where the policy's own will do."""
         like = model.embed_tokens.weight.new_zeros(1, 1, 1)
         cos, sin = model.rotary_emb(like, position_ids=torch.arange(longest, device=like.device)[None])
@@ -104,21 +106,37 @@ def _joined(modules: Sequence[Any], turn: bool, norm: Any = None) -> Project:  #
     """
     linears = [linear for module in modules if (linear := _plain(module)) is not None]
     biased = [linear.bias is not None for linear in linears]
-    small = turn and all(linear.weight.numel() <= SMALL for linear in linears)
-    if small and len(linears) == len(modules) and all(biased) == any(biased):
+    alike = len(linears) == len(modules) and all(biased) == any(biased)
+    cast = _autocast(linears[0].weight) if linears else None
+    if alike and (cast is not None or (turn and all(linear.weight.numel() <= SMALL for linear in linears))):
         weight = torch.cat([linear.weight for linear in linears])
-        first = None
-        if norm is not None:
+        fold = norm is not None and cast is None
+        if fold:
             weight = weight * norm.weight  # what the norm would multiply with at each step
-            first = _norm(norm, weighted=False)
-        weight = weight.t().contiguous()
+        if cast is not None:
+            weight = weight.to(cast)  # once, where autocast does it at each step
         bias = torch.cat([linear.bias for linear in linears]) if all(biased) else None
-        last: Project = partial(torch.mm, mat2=weight) if bias is None else partial(_affine, weight=weight, bias=bias)
+        first = None if norm is None else _norm(norm, weighted=not fold)
+        if turn:
+            weight = weight.t().contiguous()
+            last: Project = (
+                partial(torch.mm, mat2=weight) if bias is None else partial(_affine, weight=weight, bias=bias)
+            )
+        else:
+            last = partial(F.linear, weight=weight, bias=bias)
     else:
         first = None if norm is None else _norm(norm)
         projects = [_bare(module, turn) for module in modules]
         last = projects[0] if len(projects) == 1 else lambda x: torch.cat([project(x) for project in projects], -1)
     return last if first is None else lambda x: last(first(x))
+
+
+def _autocast(weight: Tensor) -> torch.dtype | None:
+    """The type that autocast multiplies a weight in; None where it is the weight's own."""
+    device = weight.device.type
+    if weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -146,6 +164,8 @@ def _turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _norm(module: Any, *, weighted: bool = True) -> Project:  # noqa: ANN401 - one of transformers' many RMSNorms
     weight = module.weight
+    if weight.device.type != "cpu":  # where a launch costs more than what it computes
+        return partial(F.rms_norm, normalized_shape=weight.shape, weight=weight, eps=module.variance_epsilon)
     least = weight.new_full((1,), module.variance_epsilon, dtype=torch.float32)
 
     def norm(x: Tensor) -> Tensor:

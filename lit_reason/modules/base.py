@@ -11,16 +11,19 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_reason.answer import correct
 from lit_reason.correction import Correction, check_correction
-from lit_reason.loading import resolve
+from lit_reason.loading import check_quantization, resolve
 from lit_reason.loss import Loss
 from lit_reason.metrics import ReasoningMetrics
+from lit_reason.modules.kept import Kept
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.rollout import Engine, Sampling, random_stream, roll_out
+from lit_reason.strategy import EndTogether
 from lit_reason.types import Problem, Rollout, UserError
 from lit_reason.update import Updater
 
@@ -31,7 +34,7 @@ UPDATE_STREAM = 2
 """Tells the random stream of an update (dropout of adapters) from that of the same phase's samples."""
 
 
-class Reasoner(LightningModule, ABC):
+class Reasoner(Kept, ABC):
     """A policy that learns to reason. Subclasses say what a training step does; see the arguments they share here.
 
     Args:
@@ -92,6 +95,7 @@ class Reasoner(LightningModule, ABC):
         if gradient_clip is not None and gradient_clip <= 0:
             raise UserError(f"gradient_clip must be above 0, or null for no clipping, got {gradient_clip}")
         check_correction(correction, correction_cap)
+        check_quantization(policy.quantization, policy.lora)
         resolve(policy.model)  # a missing folder is found now, not after the data was read
         self.policy_options = policy
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
@@ -104,6 +108,7 @@ class Reasoner(LightningModule, ABC):
         self.last_validation: list[Rollout] = []
         self.base_metrics: dict[str, float] | None = None
         self._fitted = self._warned = self._unjudged = False
+        self._restored: dict[str, Any] = {}  # of this rank, from a checkpoint
         self.updater = Updater(
             self,
             loss,
@@ -147,19 +152,20 @@ class Reasoner(LightningModule, ABC):
         stream: Sequence[int],
         on_group: Callable[[list[Rollout]], None] | None = None,
     ) -> list[Rollout]:
-        """`roll_out` by this module's engine, which has heard of the policy's last step."""
-        if self.engine is not None and self.weights_moved:
-            self.engine.weights_changed(self.policy)
-        self.weights_moved = False
-        return roll_out(
-            self.policy,
-            problems,
-            sampling,
-            group_size,
-            stream=stream,
-            engine=self.engine,
-            on_group=on_group,
-        )
+        """`roll_out` by this module's engine, which has heard of the policy's last step; all ranks must take part."""
+        with self.policy.whole():
+            if self.engine is not None and self.weights_moved:
+                self.engine.weights_changed(self.policy)
+            self.weights_moved = False
+            return roll_out(
+                self.policy,
+                problems,
+                sampling,
+                group_size,
+                stream=stream,
+                engine=self.engine,
+                on_group=on_group,
+            )
 
     def on_group(self, group: list[Rollout]) -> None:
         """Called by `rollout` with each group as soon as its last completion has finished, while others generate."""
@@ -309,16 +315,27 @@ class Reasoner(LightningModule, ABC):
 
     # ------------------------------------------------------------------ Lightning
     def configure_callbacks(self) -> list[Callback]:
-        return [_PhaseEnd()]
+        return [_PhaseEnd(), EndTogether()]
 
     def configure_model(self) -> None:
         """Load the policy; lazily, so that sharding strategies can prepare for it, and once."""
         if "policy" not in self._modules:
-            self.policy = Policy(self.policy_options)
+            strategy = self.trainer.strategy if self._trainer is not None else None  # None: a checkpoint, to look at
+            if isinstance(strategy, FSDPStrategy) and self.policy_options.quantization is not None:
+                raise UserError("policy.quantization: FSDP's first generation cannot shard it: choose strategy fsdp2")
+            if self.device_mesh is not None and self.policy_options.quantization == "int8":
+                raise UserError("policy.quantization: int8 cannot be sharded: choose nf4, or --trainer.strategy ddp")
+            self.policy = Policy(self.policy_options, None if strategy is None else strategy.root_device)
             if self.updater.packing and not self.policy.packs:
                 rank_zero_warn(f"packing is off: '{self.policy_options.model}' would mix sequences packed into one row")
             if self.updater.loss.needs_reference:
                 self.policy.keep_reference()
+            if self.policy.base is not None:
+                self.strict_loading = False  # the base's weights are not in checkpoints; see load_state_dict
+            if self.device_mesh is not None:  # the strategy shards
+                self.policy.shard(self.device_mesh["data_parallel"], self.trainer.precision)
+            if isinstance(strategy, FSDPStrategy):
+                self.policy = cast("Policy", self.policy.wrap(strategy))  # it passes on what it does not know
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's many accepted forms
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
@@ -328,25 +345,6 @@ class Reasoner(LightningModule, ABC):
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lit_reason"] = {
-            "module": type(self).__name__,
-            "phase": self.phase,
-            "base_metrics": self.base_metrics,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        ours = checkpoint.get("lit_reason", {})
-        written_by = ours.get("module")
-        if written_by is not None and written_by not in {cls.__name__ for cls in type(self).__mro__}:
-            raise UserError(
-                f"ckpt_path: the checkpoint was written by {written_by}, not {type(self).__name__}. To train its "
-                "policy further, give the run's folder 'model' as policy.model"
-            )
-        self.phase = ours.get("phase", 0)
-        self.weights_moved = True
-        self.base_metrics = ours.get("base_metrics")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
         """Problems are text; micro-batches move when they are made."""

@@ -180,8 +180,6 @@ class RejectionSampling(Rewarded):
     def explain(self, problems: Sequence[Problem]) -> list[Rollout]:
         """STaR's rationalisation: sample with the answer as a hint, keep what is good, and take the hint away."""
         hinted = [self._with_hint(p) for p in problems if p.answer is not None]
-        if not hinted:
-            return []
         plain = {id(h): p for h, p in zip(hinted, [p for p in problems if p.answer is not None], strict=True)}
         stream = (self.seed, self.phase, HINT_STREAM)
         rollouts = self.sample(hinted, self.sampling, self.group_size, stream=stream, on_group=self.on_group)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -27,6 +29,13 @@ class Rewarded(Reasoner):
 
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), _RewardWorkers(self.scorer)]
+
+    def rank_state(self) -> dict[str, Any]:
+        return {**super().rank_state(), "scorer": self.scorer.state_dict()}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        super().load_rank_state(state)
+        self.scorer.load_state_dict(state.get("scorer", {}))
 
     def on_group(self, group: list[Rollout]) -> None:
         """Have a group scored; not in validation, where the task alone judges."""

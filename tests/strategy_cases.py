@@ -1,0 +1,114 @@
+"""Three training steps of a module under a strategy, as figures to compare; on two ranks when started itself."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_reason import GRPO, SFT, LoRA, PolicyOptions, ReasoningData, RejectionSampling, Rollout, Sampling
+from lit_reason.modules.base import Reasoner
+from lit_reason.sharding import whole_tensor
+
+STEPS = 3
+
+
+def letters(rollout: Rollout) -> float:
+    return sum(map(ord, rollout.text)) % 7 / 7
+
+
+def long_enough(rollout: Rollout) -> float:
+    return float(rollout.length > 2)
+
+
+class Watch(Callback):
+    """Losses and gradient norms of each step, and which parameters have moved."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[float]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = _parameters(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.steps.append([float(trainer.callback_metrics[f"train/{n}"]) for n in ("loss", "grad_norm", "entropy")])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        after = _parameters(pl_module)
+        trains = {name for name, p in pl_module.named_parameters() if p.requires_grad}
+        moved = {name for name, value in after.items() if not torch.equal(value, self.before[name])}
+        # a parameter without a gradient of its own stays: keys have no bias that softmax would notice, and the like
+        self.figures = {
+            "steps": self.steps,
+            "moved": len(moved),
+            "trains": len(trains),
+            "strayed": sorted(moved - trains),
+            "stuck": sorted(trains - moved),
+        }
+
+
+def _parameters(module: LightningModule) -> dict[str, Tensor]:
+    return {name: whole_tensor(p.detach()).cpu().clone() for name, p in module.named_parameters()}
+
+
+def build(kind: str, model: str, **policy: Any) -> Reasoner:
+    """A module of a kind; `beta` among the policy's options makes GRPO ask for a reference."""
+    beta = policy.pop("beta", 0.0)
+    shared: dict[str, Any] = {
+        "policy": PolicyOptions(model=model, **policy),
+        # a random model hardly ever ends by itself
+        "sampling": Sampling(max_new_tokens=12, stop=tuple("abcdefghijklmnopqrstuvwxyz")),
+        "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2),
+        "tokens_per_microbatch": 128,
+    }
+    if kind == "SFT":
+        return SFT(**shared)
+    if kind == "GRPO":
+        twice = {"passes": 2} if beta else {}
+        return GRPO([letters], loss={"dapo": {"beta": beta}} if beta else "dapo", group_size=4, **twice, **shared)
+    return RejectionSampling(
+        [long_enough], group_size=4, threshold=0.5, select="first", keep=2, minibatches=1, **shared
+    )
+
+
+def fit(kind: str, model: str, folder: Path, trainer: dict[str, Any], **policy: Any) -> dict[str, Any]:
+    """Train, and say how it went."""
+    watch = Watch()
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    fitting = Trainer(
+        max_steps=-1,
+        max_epochs=1,
+        limit_train_batches=STEPS,
+        accelerator="cpu",
+        callbacks=[watch],
+        enable_model_summary=False,
+        num_sanity_val_steps=1,
+        default_root_dir=folder,
+        **options,
+        **trainer,
+    )
+    data = ReasoningData(
+        {"nano_traces": {"size": 40}}, prompts_per_step=5, validation_problems=3, validation_batch=2, seed=1
+    )
+    fitting.fit(build(kind, model, **policy), data)
+    return watch.figures
+
+
+def main() -> None:
+    """All the cases of a file of JSON, on two ranks; the first one writes what came of them to another."""
+    model, cases, out = sys.argv[1:4]
+    torch.set_num_threads(1)
+    found = {}
+    for name, case in json.loads(Path(cases).read_text()).items():
+        if "lora" in case:
+            case["lora"] = LoRA(**case["lora"])
+        found[name] = fit(case.pop("kind"), model, Path(out).parent, {"devices": 2, **case.pop("trainer")}, **case)
+    if torch.distributed.get_rank() == 0:
+        Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
