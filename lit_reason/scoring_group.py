@@ -15,7 +15,7 @@ from lit_reason.types import Rollout
 REMEMBERED = 10_000
 """Judgements of one reward that are kept for rollouts with the same `cache_key`."""
 
-_GIVEN = tuple(f.name for f in fields(Rollout) if f.name not in {"rewards", "reward"})
+_GIVEN = tuple(f.name for f in fields(Rollout) if f.name not in {"rewards", "reward", "statuses"})
 
 
 class Group:
