@@ -106,8 +106,8 @@ def debugging() -> bool:
 
 
 def one_line(text: str) -> str:
-    """Text with its line breaks and runs of spaces folded."""
-    return " ".join(text.split())
+    """Text with its line breaks and runs of spaces folded, and without what terminals take for commands."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _route(command: str, arguments: list[str]) -> int:

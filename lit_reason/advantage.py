@@ -78,7 +78,10 @@ def normalized_sum(
     """Advantages (N,) float32 by several rewards, each of which counts by how it orders a group, not by its scale.
 
     Each reward is standardised in its group, (r - mean) / (std + 1e-4); their weighted sum is divided by its std over
-    all rows + 1e-4. Its mean over all is 0 without being subtracted, and so a group of equals stays exactly 0.
+    all rows + 1e-4. Without this second division advantages would grow with the number of rewards and shrink where
+    they contradict each other, and with them the steps of the optimizer; with it they are of size 1 over the phase,
+    as those of `batch` are, and only the ratios of the weights matter. Their mean over all is 0 without being
+    subtracted, and so a group of equals stays exactly 0.
 
     Args:
         rewards: (K, N), by reward and completion; None where one does not apply.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import signal
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from lit_reason.registry import cause
 from lit_reason.reward import Judgement, WeightedReward
-from lit_reason.types import Rollout, UserError
+from lit_reason.types import Rollout, Stopped, UserError
 
 TIMEOUT, FAILED, NONFINITE = "timeout", "failed", "nonfinite"
 """Statuses of items that ended without a judgement that could be kept."""
@@ -74,12 +75,14 @@ T = TypeVar("T")
 def _guarded(
     weighted: WeightedReward, rollouts: Sequence[Rollout], ask: Callable[[], T], start: float
 ) -> T | list[Finding]:
-    """What calling a reward gives, or what came of whatever it raises; all but Ctrl-C, which is somebody else's."""
+    """What calling a reward gives, or what came of whatever it raises; a signal to the run is not its doing."""
     try:
         return ask()
-    except KeyboardInterrupt:
+    except Stopped:
         raise
-    except BaseException as error:  # noqa: BLE001 - see above
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            raise
         return _raised(weighted, rollouts, error, start)
 
 

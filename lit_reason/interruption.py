@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_reason.checkpoint import SUFFIX
-from lit_reason.types import UserError
+from lit_reason.types import Stopped, UserError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -34,10 +34,6 @@ _LOOK = 0.25
 """Seconds between looks at what other ranks were asked."""
 _TEARDOWN = 5.0
 """Seconds that cleaning up may take when the grace is over; what hangs then is left to the system."""
-
-
-class Stopped(SystemExit):
-    """The run was asked to stop, and has; the code is 128 + the signal's number."""
 
 
 class Interruption(Callback):

@@ -337,12 +337,13 @@ class Scorer:
     def _fill_in(self, group: Group) -> None:
         """What the rewards gave, and their weighted sum."""
         for rollout, seen in zip(group.rollouts, group.seen, strict=True):
-            rollout.rewards, rollout.steps = dict(seen.rewards), {}
+            rollout.rewards, rollout.statuses, rollout.steps = dict(seen.rewards), {}, {}
             parts = [w.weight * v for w in self.rewards if w.weight and (v := rollout.rewards[w.name]) is not None]
             rollout.reward = math.fsum(parts) if parts else None
         for weighted, findings in zip(self.rewards, group.judged, strict=True):
             self._tallies[weighted.name].statuses.update(finding.judgement.status for finding in findings)
             for rollout, finding in zip(group.rollouts, findings, strict=True):
+                rollout.statuses[weighted.name] = finding.judgement.status
                 if finding.judgement.steps and finding.judgement.value is not None:
                     rollout.steps[weighted.name] = finding.judgement.steps
 

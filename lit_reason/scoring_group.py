@@ -15,7 +15,7 @@ from lit_reason.types import Rollout
 REMEMBERED = 10_000
 """Judgements of one reward that are kept for rollouts with the same `cache_key`."""
 
-_GIVEN = tuple(f.name for f in fields(Rollout) if f.name not in {"rewards", "reward"})
+_GIVEN = tuple(f.name for f in fields(Rollout) if f.name not in {"rewards", "reward", "statuses"})
 
 
 class Group:
@@ -133,11 +133,10 @@ class Memory:
         return [group for group, _ in waited]
 
     def state(self) -> list[tuple[Hashable, float | None, str, list[tuple[int, float]]]]:
-        """The judgements whose keys are plain data, the least recently used first."""
+        """The judgements by their keys, which are plain data, the least recently used first."""
         return [
             (key, found.judgement.value, found.judgement.status, list(found.judgement.steps))
             for key, found in self.known.items()
-            if _plain(key)
         ]
 
     def load(self, state: Iterable[tuple[Hashable, float | None, str, list[tuple[int, float]]]]) -> None:
@@ -146,13 +145,6 @@ class Memory:
             (key, Finding(judgement=Judgement(value=value, status=status, steps=steps)))
             for key, value, status, steps in state
         )
-
-
-def _plain(key: Hashable) -> bool:
-    """Whether a key can be saved as data and comes back as the same."""
-    if isinstance(key, tuple):
-        return type(key) is tuple and all(_plain(part) for part in key)
-    return key is None or type(key) in (str, bytes, bool, int, float)
 
 
 @dataclass(kw_only=True, slots=True)

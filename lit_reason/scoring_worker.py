@@ -22,6 +22,7 @@ from lit_reason.findings import TIMEOUT, Answer, Finding, failure, judge
 from lit_reason.registry import cause
 from lit_reason.reward import Judgement, WeightedReward
 from lit_reason.scoring_group import Item
+from lit_reason.scoring_keeper import keep
 from lit_reason.shipping import forget_tasks, unpickled
 from lit_reason.task import Task
 from lit_reason.types import Rollout, UserError
@@ -84,6 +85,9 @@ class Worker(threading.Thread):
     def kill(self) -> None:
         """End the process at once, if there is one, with what it started; called from any thread."""
         if (process := self.process) is not None and process.is_alive():
+            if sys.platform == "linux":
+                process.terminate()  # the keeper does the rest
+                return
             with suppress(OSError, AttributeError):  # it has no process group yet, or the system knows none
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
@@ -196,7 +200,17 @@ def _work(pipe: connection.Connection, niceness: int) -> None:
     row comes first as its turn comes. A text instead of an answer is an error.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-    _follow_parent()
+    if sys.platform == "linux":
+        keep()
+    else:
+        _follow_parent()
+    try:
+        _serve(pipe, niceness)
+    except BaseException:  # noqa: BLE001 - a reward has closed the pipe, say; who waits at its other end tells of it
+        os._exit(1)
+
+
+def _serve(pipe: connection.Connection, niceness: int) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "nice"):
         os.nice(niceness)
@@ -255,20 +269,12 @@ def _bounded(megabytes: int | None) -> Iterator[None]:
 
 
 def _follow_parent() -> None:
-    """Do not outlive the process that trains, however it ends, nor leave behind what rewards have started."""
+    """Do not outlive the process that trains, however it ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     if hasattr(os, "setsid"):
         with suppress(OSError):  # it leads a group already
             os.setsid()
-    if sys.platform == "linux":
-        import fcntl
-
-        # the system itself kills the group when the parent's end of this pipe closes: a thread could not while a
-        # reward stuck in C keeps the interpreter
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, -os.getpid())
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
 
     def wait() -> None:
         parent.join()

@@ -27,6 +27,10 @@ class UserError(ValueError):
     """Something the person who started the run can mend. The command line prints it as one line, without traceback."""
 
 
+class Stopped(SystemExit):
+    """The run was asked to stop, and has; the code is 128 + the signal's number."""
+
+
 def exact_match(problem: Problem, answer: str | None) -> float:
     """1.0 when `answer` equals the gold answer up to surrounding whitespace, else 0.0; the scorer of last resort."""
     return float(answer is not None and problem.answer is not None and answer.strip() == problem.answer.strip())
@@ -79,6 +83,7 @@ class Rollout:
         reference_logprobs: (T_i,) float32 under the reference policy, when the loss asks for it.
         rewards: raw reward by name, None where a reward does not apply to this row.
         reward: weighted sum of `rewards`, None when none applies.
+        statuses: what each reward says of how its value came about, such as "ok" or "timeout".
         steps: by name of a reward that scores steps, (where a step ends in characters of `text`, its score) each.
         advantage: a scalar for the whole completion or (T_i,) one per token.
         group: rollouts with the same number answer the same problem.
@@ -95,6 +100,7 @@ class Rollout:
     reference_logprobs: Tensor | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     reward: float | None = None
+    statuses: dict[str, str] = field(default_factory=dict)
     steps: dict[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     advantage: float | Tensor = 0.0
     group: int = 0

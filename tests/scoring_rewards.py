@@ -131,10 +131,25 @@ def leave_child() -> object:
     return 1.0
 
 
+def leave_stranger(end: Callable[[], object]) -> object:
+    """Starts a process in a session of its own, whose parent ends at once, and then ends."""
+    script = "setsid sleep 600 & "
+    subprocess.run(["sh", "-c", script], check=True, start_new_session=True)
+    return end()
+
+
+def interrupt() -> object:
+    raise KeyboardInterrupt
+
+
 ODD: dict[str, Callable[[], object]] = {
     **ACTS,
     "stuck": stuck,
     "child": leave_child,
+    "stranger": lambda: leave_stranger(ACTS["sleep"]),
+    "stranger then die": lambda: leave_stranger(ACTS["die"]),
+    "interrupt": interrupt,
+    "close": lambda: os.closerange(0, 1024),
     "eat": lambda: float(len(bytearray(2**30))),
     "generator": lambda: (i for i in range(3)),
     "slow": lambda: time.sleep(0.05) or 1.0,

@@ -87,7 +87,9 @@ def trainer(folder, *callbacks, **options):
     )
 
 
-def rollout(text="<think>x</think> <answer>4</answer>", *, reward=1.0, advantage=0.5, finish="stop", group=0):
+def rollout(
+    text="<think>x</think> <answer>4</answer>", *, reward=1.0, rewards=None, advantage=0.5, finish="stop", group=0
+):
     ids = torch.zeros(7, dtype=torch.int64)
     problem = Problem(prompt=[{"role": "user", "content": "2 + [b]2[/b]"}], answer="4")
     return Rollout(
@@ -96,7 +98,8 @@ def rollout(text="<think>x</think> <answer>4</answer>", *, reward=1.0, advantage
         completion_ids=ids,
         text=text,
         finish_reason=finish,
-        rewards={"accuracy": reward, "format": None},
+        rewards=rewards or {"accuracy": reward, "format": None},
+        statuses={"accuracy": "ok", "format": "cut_off"},
         reward=reward,
         advantage=advantage,
         group=group,
@@ -111,6 +114,7 @@ def test_a_sample_is_written_in_words_and_numbers_a_person_can_read():
         "answer": "4",
         "gold": "4",
         "rewards": {"accuracy": 1.0, "format": None},
+        "statuses": {"accuracy": "ok", "format": "cut_off"},
         "reward": 1.0,
         "advantage": [0.5, 0.25],
         "length": 7,
@@ -140,6 +144,18 @@ def test_the_table_is_no_wider_than_the_terminal():
     out = io.StringIO()
     Console(file=out, width=60).print(sample_table([rollout("very long " * 40)], "step 1"))
     assert max(len(line) for line in out.getvalue().splitlines()) <= 60
+
+
+def test_with_many_rewards_half_of_the_table_is_the_completion_and_a_line_names_what_is_left_out():
+    out = io.StringIO()
+    rewards = dict.fromkeys(["accuracy", "format", *(f"reward_number_{n}" for n in range(8))], 1.0)
+    group = [rollout("long " * 40, rewards=rewards), rollout(rewards=rewards)]
+    Console(file=out, width=120).print(sample_table(group, "step 1", width=120))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert lines[1].split() == ["completion", "answer", "reward", "accuracy", "format", "advantage", "tokens"]
+    assert lines[1].index("answer") >= 60
+    assert lines[-1].startswith("also in samples.jsonl: reward_number_0, reward_number_1,")
 
 
 def test_samples_of_the_first_and_of_every_nth_step_are_kept(tmp_path, tiny_llama, shown):

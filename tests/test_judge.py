@@ -218,6 +218,12 @@ def test_no_server_is_named_once_retries_are_over(court) -> None:
         judged(reward, rollout())
 
 
+def test_what_a_server_says_cannot_command_a_terminal(court) -> None:
+    court.always = status(400, "no\x1b[2J\x1b]0;title\x07 \u202eway")
+    with pytest.raises(UserError, match=r"\(400: no \[2J \]0;title way\)"):
+        judged(judge(court), rollout())
+
+
 def test_no_server_is_named_before_a_fit_and_any_answer_will_do(court) -> None:
     judge(court).setup(None)
     assert not court.seen

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import pickle
 import shutil
@@ -198,10 +199,15 @@ def test_damaged_files_are_named_when_they_are_read(made, tmp_path, change, says
     assert "\n" not in str(caught.value)
 
 
-def test_a_head_that_was_never_trained_is_refused(tiny_llama, tmp_path) -> None:
+def test_a_head_that_was_never_trained_is_refused_in_one_line(tiny_llama, tmp_path, monkeypatch) -> None:
     claims = rewrite(architectures=["LlamaForSequenceClassification"], id2label={"0": "good"})
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
     with pytest.raises(UserError, match=r"lacks 1 weights, such as score.weight: it was not trained as a sequence"):
         RewardModel(model=broken(tiny_llama, tmp_path, claims)).score_group([rollout("5")])
+    assert not said
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from scoring_tools import group, named, values
 
 from lit_reason import Rollout
 from lit_reason.reward import Judgement, Reward
-from lit_reason.types import UserError
+from lit_reason.types import Stopped, UserError
 
 # --- deadlines
 
@@ -151,10 +151,11 @@ def test_what_would_end_the_program_is_named_or_left_out(scorer, method) -> None
         assert values(scorer(Fatal(method), failures="exclude"), group("a")) == [None]
 
 
-def test_ctrl_c_is_not_a_rewards_doing(scorer) -> None:
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Stopped])
+def test_a_signal_to_the_run_is_not_a_rewards_doing(scorer, signal) -> None:
     class Interrupted(Reward):
         def score(self, rollout: Rollout) -> float:
-            raise KeyboardInterrupt
+            raise signal
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(signal):
         scorer(Interrupted(), failures="exclude").collect(group("a"))

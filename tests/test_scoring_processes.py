@@ -3,6 +3,8 @@
 import multiprocessing
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from scoring_tools import alive, group, values, wait_for
 
 from lit_reason import Rollout
 from lit_reason.scoring import Scorer
+from lit_reason.types import UserError
 
 
 def test_memory_is_bounded_item_by_item_and_given_back(scorer) -> None:
@@ -33,14 +36,30 @@ def test_processes_are_replaced_after_many_items(scorer, monkeypatch) -> None:
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2, 2]
 
 
-def test_what_a_reward_started_ends_with_it(scorer) -> None:
-    def sleepers() -> set[str]:
-        commands = Path("/proc").glob("[0-9]*/cmdline")
-        return {str(c) for c in commands if c.exists() and c.read_bytes() == b"sleep\x00600\x00"}
+def sleepers() -> set[str]:
+    """Processes that rewards start."""
+    found = set()
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found |= {str(command)} if command.read_bytes() == b"sleep\x00600\x00" else set()
+    return found
 
+
+@pytest.mark.parametrize("act", ["child", "stranger", "stranger then die"])
+def test_what_a_reward_started_ends_with_it_wherever_it_went(scorer, act) -> None:
     before = sleepers()
-    assert values(scorer(Timed()), group("child")) == [None]
+    with warnings.catch_warnings(action="ignore"):
+        assert values(scorer(Timed(), failures="exclude"), group(act)) == [None]
     wait_for(lambda: sleepers() <= before)
+
+
+@pytest.mark.parametrize(
+    ("act", "how"), [("close", "ended the process it worked in"), ("interrupt", "raised Keyboard")]
+)
+def test_what_breaks_a_worker_is_told_by_the_error_alone(scorer, capfd, act, how) -> None:
+    with pytest.raises(UserError, match=how):
+        scorer(Timed()).collect(group(act))
+    assert capfd.readouterr().err == ""
 
 
 def test_no_worker_outlives_a_killed_parent_though_it_is_stuck() -> None:
@@ -48,19 +67,21 @@ def test_no_worker_outlives_a_killed_parent_though_it_is_stuck() -> None:
         "import multiprocessing, sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from scoring_rewards import *; from scoring_tools import *\n"
         "pool = Scorer(named(Timed(deadline=600)), workers=2)\n"
-        "pool.submit(group('stuck', 'child'))\n"
+        "pool.submit(group('stuck', 'stranger'))\n"
         "wait_for(lambda: len(multiprocessing.active_children()) == 2)\n"
         "time.sleep(1)\n"
         "print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
         "time.sleep(600)\n"
     )
+    before = sleepers()
     command = [sys.executable, "-c", script, str(Path(__file__).parent)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(alive(pids)) == 2
+    wait_for(lambda: sleepers() > before)
     parent.kill()
     parent.communicate()
-    wait_for(lambda: not alive(pids))
+    wait_for(lambda: not alive(pids) and sleepers() <= before)
 
 
 def _in_a_fork(pool: Scorer, found: object) -> None:

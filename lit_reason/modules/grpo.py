@@ -41,7 +41,7 @@ class GRPO(Rewarded):
         advantage: what a completion is compared with: `group` (mean and std of its group), `batch` (its group's mean,
             std of all), `none` (the mean only, Dr. GRPO), `rloo` (the mean of the others), `reinforce++` (its group's
             mean, then whitened over all), `normalize_then_sum` (GDPO: each reward standardised in its group before the
-            weighted sum, which is standardised over all).
+            weighted sum, which is standardised over all, so that steps do not grow with the number of rewards).
         mask_truncated: completions cut off at `max_new_tokens` count neither in the loss nor in its normaliser.
         nonfinite: a reward of NaN or infinity is an `error`, or `mask`ed and counted.
         failures: a reward that raises, ends its process or returns what is no reward is an `error`; or such rows are

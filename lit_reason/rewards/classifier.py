@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -177,7 +178,8 @@ class Classifier:
         options = {"dtype": getattr(torch, self.dtype), "trust_remote_code": False, "output_loading_info": True}
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-            model, info = auto.from_pretrained(where, **options)
+            with _silence():
+                model, info = auto.from_pretrained(where, **options)
             model = model.to(device).eval().requires_grad_(requires_grad=False)
         except Exception as error:  # whatever a damaged file makes of safetensors, pickle or a validator
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -189,6 +191,19 @@ class Classifier:
             )
         self._check_labels(model.config.num_labels)
         return model, tokenizer
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Inside, transformers prints no table of what it misses in a model: the error says it on one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def question_text(problem: Problem) -> str:

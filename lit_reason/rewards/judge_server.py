@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from lit_reason.__main__ import one_line
 from lit_reason.types import UserError
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ class Endpoint:
         except (ValueError, RecursionError):
             pass
         key = self._key()
-        text = " ".join((text if key is None else text.replace(key, "***")).split())
+        text = one_line(text if key is None else text.replace(key, "***"))
         return f"{text[:200]}..." if len(text) > 200 else text or "it says nothing"
 
     def _key(self) -> str | None:
