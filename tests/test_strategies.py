@@ -16,6 +16,7 @@ from strategy_cases import STEPS, build, fit
 from lit_reason import GRPO, LoRA, Policy, PolicyOptions
 from lit_reason.types import UserError
 
+pytestmark = pytest.mark.xdist_group("strategies")  # in one process: its pair of ranks is dear
 MODULES = ("SFT", "GRPO", "RejectionSampling")
 TESTS = Path(__file__).parent
 ADAPTERS: dict[str, Any] = {"lora": {"rank": 2}}
