@@ -17,8 +17,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_embedding_example_runs_as_it_stands(tmp_path: Path) -> None:
-    (script,) = [block for block in blocks("python") if "Trainer(" in block]
-    (tmp_path / "example.py").write_text(script)
+    first, sharded = [block for block in blocks("python") if "Trainer(" in block]
+    (tmp_path / "example.py").write_text(f"{first}\n{sharded}")
     done = subprocess.run(
         [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
