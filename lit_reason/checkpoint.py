@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -91,12 +93,32 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, sealed)  # type: ignore[arg-type]  # it asks for no more than `write` and `flush`
             sealed.close()
             os.fsync(file.fileno())
+        _check_readable(draft, path)
         draft.replace(path)
         sync(path.parent)
     except OSError as error:
         raise unwritten(path, error) from error
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # what pickle raises for code and handles
+        raise _not_plain(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _check_readable(draft: Path, path: Path) -> None:
+    """Whether a checkpoint can be read again, which is better known now than when it is needed."""
+    try:
+        torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise _not_plain(path, error) from error
+
+
+def _not_plain(path: Path, error: Exception) -> UserError:
+    found = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global|operand)[^\n]*", str(error))
+    reason = (found[1] or found[0]) if found else _reason(error)
+    return UserError(
+        f"checkpoint '{path}' was not written: it would hold more than plain data ({reason}), and nothing could go on "
+        "from it. Have state_dict() of the task, or of the callback, return numbers, texts, lists, dicts and tensors"
+    )
 
 
 def draft_of(path: Path) -> Path:
@@ -231,10 +253,15 @@ def newest(folder: Path) -> Path | None:
     Raises:
         UserError: there are some, and none is whole.
     """
-    last = folder / f"last{SUFFIX}"
-    paths = {path.resolve() for path in folder.glob(f"*{SUFFIX}") if path.exists()}
+    paths: dict[str, Path] = {}  # by what they stand for, which a link out of the folder does too
+    for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: not path.is_symlink()):
+        if path.exists():  # a link to itself or to nothing does not
+            paths[os.path.realpath(path)] = path
+    last = os.path.realpath(folder / f"last{SUFFIX}")
     # a copied folder may have lost the order of its times, but not what `last` points to
-    ordered = sorted(paths, key=lambda path: (path == last.resolve(), path.stat().st_mtime_ns), reverse=True)
+    ordered = sorted(
+        paths.values(), key=lambda path: (os.path.realpath(path) == last, path.stat().st_mtime_ns), reverse=True
+    )
     damaged: list[str] = []
     for path in ordered:
         try:
@@ -245,10 +272,8 @@ def newest(folder: Path) -> Path | None:
             for reason in damaged:
                 warnings.warn(f"{reason}. It is left out", stacklevel=2)
             if damaged:
-                warnings.warn(
-                    f"going on from '{folder / path.name}', the newest checkpoint that is whole", stacklevel=2
-                )
-            return folder / path.name
+                warnings.warn(f"going on from '{path}', the newest checkpoint that is whole", stacklevel=2)
+            return path
     if damaged:
         raise UserError(f"resume: no checkpoint in '{folder}' is whole. {'; '.join(damaged)}")
     return None

@@ -70,8 +70,8 @@ class RunCheckpoints(Checkpoint):
         self._saved_step = -1
         self._due = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
             remove_drafts(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -137,7 +137,7 @@ def verify_shards(folder: Path) -> None:
         raise DamagedCheckpointError(
             f"'{folder}' is no checkpoint of a run: it has no '{_METADATA_FILENAME}' or '.metadata'"
         )
-    _check_index(folder / ".metadata")
+    _check_index(folder, {name for name, _, _ in items})
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -163,8 +163,25 @@ class _Index(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is no data")
 
 
-def _check_index(path: Path) -> None:
+def _check_index(folder: Path, files: set[str]) -> None:
+    """Whether torch can read shards without running anything: it unpickles whatever is no tensor, code included."""
     try:
-        _Index(io.BytesIO(path.read_bytes())).load()
+        strange = _strange(folder, files)
     except Exception as error:  # likewise
-        raise DamagedCheckpointError(f"checkpoint '{path.parent}' cannot be read as plain data: {error}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise DamagedCheckpointError(f"checkpoint '{folder}' cannot be read as plain data: {reason}") from error
+    if strange is not None:
+        raise DamagedCheckpointError(f"checkpoint '{folder}': {strange} lies elsewhere, or is not as torch writes it")
+
+
+def _strange(folder: Path, files: set[str]) -> str | None:
+    """The first entry of the index that is in none of the files; raises where one is more than plain data."""
+    index = _Index(io.BytesIO((folder / ".metadata").read_bytes())).load()
+    for entry, place in index.storage_data.items():
+        if place.relative_path not in files or getattr(place, "transform_descriptors", None):
+            return str(entry.fqn)
+        if not isinstance(index.state_dict_metadata[entry.fqn], metadata.TensorStorageMetadata):
+            with (folder / place.relative_path).open("rb") as file:
+                file.seek(place.offset)
+                torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+    return None

@@ -46,7 +46,14 @@ from lit_reason.modules.grpo import GRPO
 from lit_reason.modules.rejection import RejectionSampling
 from lit_reason.modules.sft import SFT
 from lit_reason.progress import RunProgress
-from lit_reason.run_directory import CHECKPOINTS, check_same_run, config_name, resolve_checkpoint, resolve_run_directory
+from lit_reason.run_directory import (
+    CHECKPOINTS,
+    Hold,
+    check_same_run,
+    config_name,
+    resolve_checkpoint,
+    resolve_run_directory,
+)
 from lit_reason.run_log import RunLogger
 from lit_reason.strategy import lost_rank
 from lit_reason.types import UserError
@@ -269,6 +276,7 @@ class LitReasonCLI(LightningCLI):
         if not _any(given, Samples):
             own.append(Samples(self.run_dir))
         own += [
+            Hold(self.run_dir),
             OptimizerOptions(),
             Rewind(self.run_dir),
             FinalValidation(),

@@ -178,10 +178,13 @@ def _check_tokenizers(folders: Sequence[Path]) -> None:
     for folder in folders:
         if (folder / "tokenizer.json").is_file():
             found = _json(folder / "tokenizer.json")
-            ids = {
-                "vocab": found["model"].get("vocab"),
-                "added": [(t["id"], t["content"]) for t in found["added_tokens"]],
-            }
+            try:
+                ids = {
+                    "vocab": found["model"].get("vocab"),
+                    "added": [(t["id"], t["content"]) for t in found["added_tokens"]],
+                }
+            except (AttributeError, KeyError, TypeError) as error:
+                raise UserError(f"merge: '{folder / 'tokenizer.json'}' is no tokenizer") from error
             if first is not None and ids != first:
                 raise UserError(f"merge: the tokenizers of '{folders[0]}' and '{folder}' differ")
             first = ids
@@ -228,7 +231,8 @@ class _Weights:
 
         stem = "adapter_model" if kind == ADAPTER else "model"
         index = folder / f"{stem}.safetensors.index.json"
-        names = sorted(set(_json(index)["weight_map"].values())) if index.is_file() else [f"{stem}.safetensors"]
+        names = _listed(index) if index.is_file() else [f"{stem}.safetensors"]
+        self.folder = folder
         self.files: dict[str, Any] = {}
         for name in names:
             if not (folder / name).is_file():
@@ -242,6 +246,10 @@ class _Weights:
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self.files[name].get_tensor(name)
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"merge: {name} of '{self.folder}' is not finite: its training has diverged, or it is damaged"
+            )
         return tensor
 
 
@@ -326,9 +334,20 @@ def _describe(folder: Path, sources: Sequence[Path], shares: Sequence[float], ho
     write(folder, data, parts)
 
 
+def _listed(index: Path) -> list[str]:
+    """The files an index names, which lie beside it."""
+    names = _json(index).get("weight_map")
+    names = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise UserError(f"merge: '{index}' is no index of weights beside it")
+    return names
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"merge: '{file}' cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"merge: '{file}' cannot be read: expected an object")
     return found

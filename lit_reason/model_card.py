@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     from lit_reason.trained import Trained
 
 LIBRARIES = ("lit-reason", "torch", "lightning", "transformers", "peft")
-SECRET = re.compile(r"(?i)(?<![a-z])(api_?key|token|secret|password|passwd|authorization|credentials?)$")
-LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+SECRET = re.compile(
+    r"(?i:(?:api|access|secret|private|auth|account|service|signing|encryption)[-_. ]?keys?$"
+    r"|secret|passw|pass_?phrase|(?<![a-z])pwd$|authorization|credential|bearer|(?<![a-z])auth$|cookie"
+    r"|(?<![a-z])(?:api[-_. ]?)?token$|(?:access|auth|hub|refresh|bearer|id)[-_. ]?tokens?$)"
+    r"|[a-z]Token$"
+)
+"""Names of options that hold secrets; not `tokens`, nor `api_key_env`, which names a variable."""
+LOGIN = re.compile(r"(?<=://)[^\s\"'?#]*@")
+QUERY = re.compile(r"(?<=[?&#])[^=&\s]+=[^&\s\"']+")
+PAIR = re.compile(r"(?<![\w-])-*([\w.-]+)\s*[=:]\s*([^\s;,&\"']+)")
+KEYS = re.compile(
+    r"\b(?:sk|pk|rk|hf|ghp|gho|ghs|github_pat|xox[abp]|glpat|AKIA)[-_]?[A-Za-z0-9_-]{16,}|(?i:\bbearer )\S+"
+)
 
 LOADING = {
     "adapter": """\
@@ -132,8 +143,16 @@ def presentable(value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
         return [presentable(item) for item in value]
     if isinstance(value, str):
         local = value.startswith(("/", "~")) and "\n" not in value
-        return Path(value).name if local else LOGIN.sub("", value)
+        return Path(value).name if local else _without_secrets(value)
     return value
+
+
+def _without_secrets(text: str) -> str:
+    """A text without logins and queries of addresses, `name=value` of secrets, and what looks like a key."""
+    if "://" in text:
+        text = QUERY.sub("***", LOGIN.sub("", text))
+    text = PAIR.sub(lambda m: m[0][: m.start(2) - m.start()] + "***" if SECRET.search(m[1]) else m[0], text)
+    return KEYS.sub("***", text)
 
 
 def _recipe(run: Path, trained: Trained) -> dict[str, Any]:

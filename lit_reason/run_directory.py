@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_reason.types import UserError
@@ -74,6 +77,32 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     if not path.exists():
         raise UserError(f"ckpt_path: no checkpoint at '{path}'. Give the path of a .ckpt file, or leave the option out")
     return str(path)
+
+
+class Hold(Callback):
+    """Keeps a run directory for one run, from before it writes anything until its process ends.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: TextIO | None = None  # the system's, as long as the file is open
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self._lock is not None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # else it is a file system without locks
+                raise UserError(
+                    f"run_dir: another process is training in '{self.folder}': wait for it, end it, or give another "
+                    "--run_dir"
+                ) from error
 
 
 LOOSE = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ def _read(path: Path) -> tuple[list[str], dict[int, dict[str, float]]]:
     """Columns of a `metrics.csv`, and its rows by step; a last line that a crash cut short is none."""
     if not path.is_file():
         return [], {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         lines = [line for line in file if line.endswith("\n")]
     reader = csv.DictReader(lines)
-    rows = {
-        int(row["step"]): {name: float(value) for name, value in row.items() if value and name != "step"}
-        for row in reader
-    }
+    rows = {}
+    for row in reader:
+        try:
+            rows[int(row["step"])] = {name: float(value) for name, value in row.items() if value and name != "step"}
+        except (KeyError, TypeError, ValueError):  # edited, or what a crash of the machine left
+            warnings.warn(f"'{path}': a line that holds no figures is left out", stacklevel=2)
     return [name for name in reader.fieldnames or () if name != "step"], rows
 
 
@@ -39,9 +42,17 @@ def keep_lines(folder: Path, pattern: str, key: str, below: int) -> None:
     for path in sorted(folder.glob(pattern)):
         whole, _, torn = path.read_bytes().rpartition(b"\n")
         lines = whole.split(b"\n") if whole else []  # texts may hold what `splitlines` takes for the end of a line
-        kept = [line for line in lines if json.loads(line)[key] < below]
+        kept = [line for line in lines if (number := _number(line, key)) is not None and number < below]
         if torn or kept != lines:
             replace(path, b"".join(line + b"\n" for line in kept))
+
+
+def _number(line: bytes, key: str) -> float | None:
+    """A number in a line of JSON; None where the line is damaged."""
+    try:
+        return float(json.loads(line)[key])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_reason.checkpoint import verify
+from lit_reason.checkpoint_shards import MANIFEST
 from lit_reason.policy import Policy
 from lit_reason.policy_options import PolicyOptions
 from lit_reason.run_directory import CHECKPOINTS
@@ -80,6 +82,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: it is damaged, holds code, or is something else than a checkpoint of a run.
     """
+    path = path.resolve()  # once: a run that goes on lets `last` stand for another one at any time
+    if path.is_file() or (path / MANIFEST).exists():
+        verify(path)
     try:
         if is_sharded(path):
             rest = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)

@@ -112,6 +112,32 @@ def test_a_checkpoint_that_carries_code_or_is_something_else_is_named_and_left_o
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("name", ["state_dict.weight", "state_dict.bias"])
+def test_a_shard_that_carries_code_is_refused_unexecuted_though_index_and_manifest_agree(shards, tmp_path, name):
+    """torch unpickles whatever an index says is no tensor."""
+    import dataclasses
+    import pickle
+
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    index = pickle.loads((shards / ".metadata").read_bytes())
+    torch.save(Evil(tmp_path / "executed"), shards / "evil.distcp")
+    size = (shards / "evil.distcp").stat().st_size
+    for entry, place in list(index.storage_data.items()):
+        if entry.fqn == name:
+            moved = dataclasses.replace(place, relative_path="evil.distcp", offset=0, length=size)
+            index.storage_data[entry] = moved
+    index.state_dict_metadata[name] = BytesStorageMetadata()
+    (shards / ".metadata").write_bytes(pickle.dumps(index))
+    (shards / "manifest.json").unlink()
+    again = tmp_path / ".again.part"
+    shutil.move(shards, again)
+    checkpoint_shards.seal(again, shards)
+    with pytest.raises(DamagedCheckpointError, match="plain data"):
+        verify(shards)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_checkpoint_that_lightning_wrote_is_read_and_held_to_its_checksums(tmp_path):
     path = tmp_path / "plain.ckpt"
     torch.save(state(5), path)
@@ -135,6 +161,32 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before_as_it_was(tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last.ckpt", "step-1.ckpt"]
+
+
+@pytest.mark.parametrize("strange", [Path("a"), {1: frozenset()}, lambda: 0, open])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, strange):
+    path = save(tmp_path, 1)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"was not written: .* more than plain data .*state_dict\(\) of the task"):
+        AtomicCheckpointIO().save_checkpoint({**state(2), "task": strange}, path)
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last.ckpt", "step-1.ckpt"]
+
+
+def test_links_to_nothing_to_themselves_and_out_of_the_folder(tmp_path):
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    save(folder, 1, 2)
+    last = folder / "last.ckpt"
+    for target in ("last.ckpt", "nothing.ckpt"):
+        last.unlink()
+        last.symlink_to(target)
+        assert newest(folder) == folder / "step-2.ckpt"
+    last.unlink()
+    last.symlink_to(save(elsewhere, 2))
+    (folder / "step-2.ckpt").write_bytes(b"junk")  # of the same name as what `last` points to
+    assert examine(newest(folder))["step"] == 2
 
 
 def test_drafts_of_killed_processes_are_removed_and_never_taken_for_checkpoints(tmp_path):

@@ -144,6 +144,33 @@ def test_a_recipe_is_shown_without_secrets_and_local_paths():
     }
 
 
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("https://me:p@ss@host/v1", "https://host/v1"),
+        ("https://host/v1?api_key=abc&n=1", "https://host/v1?***&***"),
+        ("--token=hf_abc run", "--token=*** run"),
+        ("use sk-abcdefghijklmnopqrstuv now", "use *** now"),
+        ("2 + 2 = 4", "2 + 2 = 4"),
+    ],
+)
+def test_secrets_in_texts_are_not_shown(shown, expected):
+    assert presentable(shown) == expected
+    assert presentable({"X-API-Key": "a", "accessToken": "b", "aws_secret_access_key": "c", "tokens": 5}) == {
+        **dict.fromkeys(("X-API-Key", "accessToken", "aws_secret_access_key"), "***"),
+        "tokens": 5,
+    }
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_not_exported(runs, tmp_path, capsys):
+    content = bytearray((runs / "full" / "checkpoints" / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 64
+    (tmp_path / "flipped.ckpt").write_bytes(content)
+    assert main(["export", str(tmp_path / "flipped.ckpt"), "--to", "hf", "--out", str(tmp_path / "out")]) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_are_put_together(runs, tmp_path):
     whole = runs / "lora" / "checkpoints" / "last.ckpt"
     rest = torch.load(whole, weights_only=True)

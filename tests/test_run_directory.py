@@ -1,6 +1,10 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 
-from lit_reason.run_directory import config_name, resolve_checkpoint, resolve_run_directory
+from lit_reason.run_directory import Hold, config_name, resolve_checkpoint, resolve_run_directory
 from lit_reason.types import UserError
 
 
@@ -78,3 +82,26 @@ def test_last_and_best_are_those_of_the_run(tmp_path):
 def test_a_missing_checkpoint_is_named(tmp_path, path):
     with pytest.raises(UserError, match=r"ckpt_path: no checkpoint at '.*(best|x)\.ckpt'"):
         resolve_checkpoint(path, tmp_path)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from lit_reason.run_directory import Hold
+hold = Hold(Path(sys.argv[1]))
+hold.on_fit_start(SimpleNamespace(is_global_zero=True), None)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_directory_is_one_runs_until_its_process_ends(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    rank = SimpleNamespace(is_global_zero=True)
+    with pytest.raises(UserError, match="another process is training in"):
+        Hold(tmp_path).on_fit_start(rank, None)
+    holder.kill()
+    holder.wait()
+    Hold(tmp_path).on_fit_start(rank, None)

@@ -1,4 +1,6 @@
-from lit_reason.run_log import RunLogger, read_metrics
+import pytest
+
+from lit_reason.run_log import RunLogger, keep_lines, read_metrics
 
 
 def test_training_and_validation_of_a_step_share_a_row_and_row_0_is_the_base_policy(tmp_path):
@@ -42,6 +44,17 @@ def test_a_resumed_run_keeps_the_rows_before_and_overwrites_the_ones_it_repeats(
         3: 2.0,
         4: 2.0,
     }
+
+
+def test_damaged_lines_are_left_out_and_a_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,loss\n1,1.0\nx,2.0\n2,oops\n\x00\x00\n\xff,1\n3,3.0,7\n4,4.0\n5,5")
+    with pytest.warns(UserWarning, match=r"metrics\.csv.*left out"):
+        assert {step: row["loss"] for step, row in read_metrics(path).items()} == {1: 1.0, 4: 4.0}
+    samples = tmp_path / "samples.jsonl"
+    samples.write_bytes(b'{"step": 1}\n\n\x00\n{"no": 1}\n[]\n{"step": 2}\n{"step": 9}\n{"st')
+    keep_lines(tmp_path, "samples.jsonl", "step", 3)
+    assert samples.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 def test_the_step_is_asked_for_when_someone_knows_it(tmp_path):
