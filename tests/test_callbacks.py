@@ -132,7 +132,8 @@ def test_every_row_is_json_whatever_the_model_wrote(tmp_path):
 def test_the_table_shows_the_best_first_and_neither_markup_nor_control_characters_act():
     out = io.StringIO()
     group = [rollout("[red]no[/red]\x1b[2J", reward=0.0, finish="length"), rollout(reward=1.0), rollout(reward=None)]
-    Console(file=out, width=90, force_terminal=True, color_system=None).print(sample_table(group, "step 1"))
+    table = sample_table(group, "step 1", width=140)
+    Console(file=out, width=140, force_terminal=True, color_system=None).print(table)
     lines = [line for line in out.getvalue().splitlines() if line.strip()]
     assert lines[0].split("  ")[0].strip().endswith("step 1: 2 + [b]2[/b]")
     assert "\x1b[2J" not in out.getvalue()
@@ -155,7 +156,7 @@ def test_with_many_rewards_half_of_the_table_is_the_completion_and_a_line_names_
     assert max(map(len, lines)) <= 120
     assert lines[1].split() == ["completion", "answer", "reward", "accuracy", "format", "advantage", "tokens"]
     assert lines[1].index("answer") >= 60
-    assert lines[-1].startswith("also in samples.jsonl: reward_number_0, reward_number_1,")
+    assert lines[4].startswith("also in samples.jsonl: reward_number_0, reward_number_1,")
 
 
 def test_samples_of_the_first_and_of_every_nth_step_are_kept(tmp_path, tiny_llama, shown):
