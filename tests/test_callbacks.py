@@ -132,7 +132,8 @@ def test_every_row_is_json_whatever_the_model_wrote(tmp_path):
 def test_the_table_shows_the_best_first_and_neither_markup_nor_control_characters_act():
     out = io.StringIO()
     group = [rollout("[red]no[/red]\x1b[2J", reward=0.0, finish="length"), rollout(reward=1.0), rollout(reward=None)]
-    Console(file=out, width=140, force_terminal=True, color_system=None).print(sample_table(group, "step 1", width=140))
+    table = sample_table(group, "step 1", width=140)
+    Console(file=out, width=140, force_terminal=True, color_system=None).print(table)
     lines = [line for line in out.getvalue().splitlines() if line.strip()]
     assert lines[0].split("  ")[0].strip().endswith("step 1: 2 + [b]2[/b]")
     assert "\x1b[2J" not in out.getvalue()

@@ -1,10 +1,7 @@
 """What a candidate may try, and where a key may turn up: a judge that nothing talks for."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +10,7 @@ from pathlib import Path
 import pytest
 from judge_server import JudgeServer, judge, judged, rollout, status
 
+from lit_reason.__main__ import main
 from lit_reason.reward import Judgement
 from lit_reason.rewards import judge_server as endpoint
 from lit_reason.rewards.judge_prompt import neutralised, read_verdict
@@ -168,7 +166,7 @@ def test_a_variable_that_holds_no_key_is_named_but_not_quoted(court, monkeypatch
     assert value not in str(caught.value)
 
 
-def test_no_file_of_a_run_holds_the_key(court, tmp_path) -> None:
+def test_no_file_of_a_run_holds_the_key(court, tmp_path, monkeypatch, capfd) -> None:
     court.judge = lambda request: len(request.candidate) % 3 / 2
     options = f'url: "{court.url}", model: m, api_key_env: JUDGE_KEY, cache: "{tmp_path}/verdicts", judges: completion'
     config = tmp_path / "run.yaml"
@@ -190,20 +188,15 @@ data:
 trainer: {{max_steps: 1, accelerator: cpu, limit_val_batches: 1}}
 """
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_reason", "fit", "--config", config],
-        env={**os.environ, "JUDGE_KEY": CANARY},
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    monkeypatch.setenv("JUDGE_KEY", CANARY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("logging.raiseExceptions", False)  # Lightning's log handlers keep an earlier test's stderr
+    assert main(["fit", "--config", str(config)]) == 0
     assert court.seen
     assert {request.headers["Authorization"] for request in court.seen} == {f"Bearer {CANARY}"}
     files = [file for file in Path(tmp_path).rglob("*") if file.is_file()]
     assert any(file.suffix == ".ckpt" for file in files)
     assert any(file.parent.parent.name == "verdicts" for file in files)
     assert "train/reward/judge" in (tmp_path / "run" / "metrics.csv").read_text()
-    for said in (done.stdout, done.stderr, *(file.read_bytes() for file in files)):
+    for said in (*map(str.encode, capfd.readouterr()), *(file.read_bytes() for file in files)):
         assert CANARY.encode() not in said

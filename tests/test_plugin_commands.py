@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_reason.plugin_commands import main
+from lit_reason.registry import plugins as installed_plugins
 
 NO_TORCH = "import sys; sys.modules['torch'] = sys.modules['lightning'] = None; "  # importing either would fail
 
@@ -112,8 +113,10 @@ def test_a_wrong_command_line_is_one_line_and_exit_2() -> None:
 
 
 def test_check_tells_the_broken_from_the_sound_and_goes_on(everything: list[Path]) -> None:
-    run = plugins("check", path=everything)
+    names = ["arithmetic_sequence", "broken-plugin/unfinished", "shadowing-plugin/accuracy", "format", "self_imitation"]
+    run = plugins("check", *names, path=everything)
     lines = run.stdout.splitlines()
+    assert len(lines) == 5
     assert run.returncode == 1, run.stdout + run.stderr
     assert (
         "ok      loss 'self_imitation' of lit-reason-template 0.1.0 (lit_reason_template.loss:SelfImitation)" in lines
@@ -146,6 +149,14 @@ def test_a_distribution_with_damaged_entry_points_is_named_and_stops_no_list(tmp
 def test_check_of_two_sound_plugins_exits_0(plugin_folders: dict[str, Path]) -> None:
     run = plugins("check", "lit-reason-template/phrases", "format", path=list(plugin_folders.values()))
     assert (run.returncode, len(run.stdout.splitlines())) == (0, 2)
+
+
+def test_check_without_names_checks_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    few = [plugin for plugin in installed_plugins() if plugin.full_name in ("lit-reason/format", "lit-reason/dapo")]
+    monkeypatch.setattr("lit_reason.plugin_commands.plugins", lambda: iter(few))
+    for arguments in (["check"], ["check", "--all"]):
+        assert main(arguments) == 0
+        assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["ok", "reward"], ["ok", "loss"]]
 
 
 def test_check_takes_names_or_all_and_checks_nothing_when_one_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
