@@ -158,9 +158,21 @@ class _Index(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - pickle's signature
         plain = (module, name) in _PLAIN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
-        if plain or (module == metadata.__name__ and isinstance(getattr(metadata, name, None), type)):
+        record = getattr(metadata, name, None) if module == metadata.__name__ else None
+        # no class that torch's module has only imported
+        if plain or (isinstance(record, type) and record.__module__ == module):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no data")
+        raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
+
+
+def read_index(folder: Path) -> metadata.Metadata:
+    """The index that torch keeps of a folder of shards.
+
+    Raises:
+        pickle.UnpicklingError: it holds anything but torch's own records.
+    """
+    found: metadata.Metadata = _Index(io.BytesIO((folder / ".metadata").read_bytes())).load()
+    return found
 
 
 def _check_index(folder: Path, files: set[str]) -> None:
@@ -176,7 +188,7 @@ def _check_index(folder: Path, files: set[str]) -> None:
 
 def _strange(folder: Path, files: set[str]) -> str | None:
     """The first entry of the index that is in none of the files; raises where one is more than plain data."""
-    index = _Index(io.BytesIO((folder / ".metadata").read_bytes())).load()
+    index = read_index(folder)
     for entry, place in index.storage_data.items():
         if place.relative_path not in files or getattr(place, "transform_descriptors", None):
             return str(entry.fqn)

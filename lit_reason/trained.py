@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_reason.checkpoint import verify
-from lit_reason.checkpoint_shards import MANIFEST
+from lit_reason.checkpoint_shards import MANIFEST, read_index
 from lit_reason.policy import Policy
 from lit_reason.policy_options import PolicyOptions
 from lit_reason.run_directory import CHECKPOINTS
@@ -167,7 +165,7 @@ def _gather(folder: Path) -> dict[str, Tensor]:
 
     class Reader(FileSystemReader):
         def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401 - torch's signature
-            metadata = _read_metadata(folder / SHARDED)
+            metadata = read_index(folder)
             metadata.storage_meta = metadata.storage_meta or StorageMeta()
             metadata.storage_meta.load_id = self.load_id
             return metadata
@@ -175,33 +173,8 @@ def _gather(folder: Path) -> dict[str, Tensor]:
     prefix = f"state_dict.{PREFIX}"
     state = {
         name: torch.empty(found.size, dtype=found.properties.dtype)
-        for name, found in _read_metadata(folder / SHARDED).state_dict_metadata.items()
+        for name, found in read_index(folder).state_dict_metadata.items()
         if name.startswith(prefix) and isinstance(found, TensorStorageMetadata)  # of other things none is unpickled
     }
     load(state, storage_reader=Reader(folder), no_dist=True)
     return {name.removeprefix("state_dict."): x for name, x in state.items()}
-
-
-def _read_metadata(path: Path) -> Metadata:
-    """What torch.distributed.checkpoint pickled about its shards; anything but its own records is refused."""
-    found: Metadata = _Records(io.BytesIO(path.read_bytes())).load()
-    return found
-
-
-class _Records(pickle.Unpickler):
-    """Reads the records of torch.distributed.checkpoint and the plain types in them."""
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - pickle's signature
-        where = "torch.distributed.checkpoint."
-        record = (module == f"{where}metadata" and name.isidentifier()) or (module, name) == (
-            f"{where}filesystem",
-            "_StorageInfo",
-        )
-        plain = (module, name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
-        plain |= module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath")
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if record or plain or dtype:
-            found = super().find_class(module, name)
-            if not record or found.__module__ == module:  # and not what a module has only imported
-                return found
-        raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
