@@ -43,15 +43,22 @@ def test_a_run_that_was_killed_ends_as_a_plain_model_with_the_policys_answers(ti
     killed.send_signal(signal.SIGKILL)
     killed.wait()
 
+    first = read_metrics(run / "metrics.csv")[1]
     assert main([*fit, "--resume"]) == 0
-    assert sorted(read_metrics(run / "metrics.csv")) == list(range(1, 9))
+    rows = read_metrics(run / "metrics.csv")
+    assert sorted(rows) == list(range(1, 9))
+    assert rows[1] == first  # its seconds, too: the step was not made again
     assert main(["export", str(run), "--to", "merged"]) == 0
 
     policy = load_trained(run / "checkpoints" / "last.ckpt").policy
     plain = AutoModelForCausalLM.from_pretrained(run / "export" / "merged")
     tokenizer = AutoTokenizer.from_pretrained(run / "export" / "merged")
     problems = [lit_reason.Problem(prompt=[{"role": "user", "content": f"{n} + 5 ="}]) for n in range(6)]
-    for answer in roll_out(policy, problems, lit_reason.Sampling(temperature=0.0, max_new_tokens=16)):
+    greedy = lit_reason.Sampling(temperature=0.0, max_new_tokens=16)
+    answers = roll_out(policy, problems, greedy)
+    base = roll_out(lit_reason.Policy(lit_reason.PolicyOptions(model=tiny_llama)), problems, greedy)
+    assert [a.completion_ids.tolist() for a in answers] != [a.completion_ids.tolist() for a in base]  # it has learnt
+    for answer in answers:
         prompt = tokenizer.apply_chat_template(
             answer.problem.prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
