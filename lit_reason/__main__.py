@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -31,6 +32,9 @@ TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (*TRAINING, "export", "merge", "plugins")
 FLAGS = {"--debug": "LIT_REASON_DEBUG", "--unsafe-code": "LIT_REASON_UNSAFE_CODE"}
 """Options that may stand anywhere, of no subcommand, and the environment variables that say the same."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk without room, or a quota, says."""
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
 
@@ -92,6 +96,12 @@ def guarded(run: Callable[[], int]) -> int:
 
 def _unexpected(error: Exception) -> str:
     """One line for an error nobody foresaw: what, where, and how to see more; `str` of a stranger's error may raise."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" '{error.filename}'" if error.filename else ""
+        return one_line(
+            f"a file{where} could not be written: {error.strerror}. What was saved before is whole: make room; a run "
+            "goes on with --resume"
+        )
     try:
         text = str(error)[:500]
     except Exception:  # noqa: BLE001 - see above

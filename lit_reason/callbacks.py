@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +24,7 @@ from lit_reason.console import metrics_table, percent, prompt_text, visible
 from lit_reason.plot import draw_curve
 from lit_reason.progress import steps_done
 from lit_reason.run_log import FILENAME, RunLogger, keep_lines, read_metrics
-from lit_reason.types import Rollout, Stopped
+from lit_reason.types import Rollout, Stopped, UserError
 
 if TYPE_CHECKING:
     from lit_reason.modules.base import Reasoner
@@ -234,7 +235,13 @@ class SavedModel(Callback):
         self.folder = folder / "model"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        cast("Reasoner", pl_module).policy.save_pretrained(self.folder)  # on all ranks, each has its part
+        try:
+            cast("Reasoner", pl_module).policy.save_pretrained(self.folder)  # on all ranks, each has its part
+        except OSError as error:
+            raise UserError(
+                f"the trained model could not be written to '{self.folder}': {error.strerror or error}. The newest "
+                f"checkpoint has it: make room, and `lit-reason export {self.folder.parent} --to hf` writes it"
+            ) from error
 
 
 class Curve(Callback):
@@ -255,7 +262,10 @@ class Curve(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
-            draw_curve(self.folder / FILENAME, self.folder / "curve.png")
+            try:
+                draw_curve(self.folder / FILENAME, self.folder / "curve.png")
+            except OSError as error:  # a picture is no reason to fail, nor to hide what a run failed of
+                warnings.warn(f"curve.png could not be drawn: {error.strerror or error}", stacklevel=2)
 
 
 class Summary(Callback):

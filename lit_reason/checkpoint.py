@@ -93,7 +93,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, sealed)  # type: ignore[arg-type]  # it asks for no more than `write` and `flush`
             sealed.close()
             os.fsync(file.fileno())
-        _check_readable(draft, path)
+        check_readable(draft, path)
         draft.replace(path)
         sync(path.parent)
     except OSError as error:
@@ -104,8 +104,16 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _check_readable(draft: Path, path: Path) -> None:
-    """Whether a checkpoint can be read again, which is better known now than when it is needed."""
+def check_readable(draft: Path, path: Path) -> None:
+    """Make sure that a checkpoint can be read again, which is better known now than when it is needed.
+
+    Args:
+        draft: the file.
+        path: where it is to stand.
+
+    Raises:
+        UserError: it cannot.
+    """
     try:
         torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -160,9 +168,11 @@ def point(link: Path, target: str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def unwritten(path: Path, error: Exception) -> UserError:
+def unwritten(path: Path, error: BaseException) -> UserError:
     """What to say of a checkpoint that could not be written."""
-    reason = getattr(error, "strerror", None) or str(error)
+    reason = _reason(error)
+    if "unexpected pos" in reason:  # torch's zip writer, when it finds out later that a write has failed
+        reason = f"a write failed, as on a full disk ({reason})"
     return UserError(
         f"checkpoint '{path}' could not be written: {reason}. Those written before are as they were: "
         "make room, and go on with --resume"
@@ -336,7 +346,7 @@ def _remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of an error."""
     text = getattr(error, "strerror", None) or str(error)
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:200]

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.api import CheckpointException
 
-from lit_reason.checkpoint import DamagedCheckpointError, draft_of, sha256, sync, unwritten
+from lit_reason.checkpoint import DamagedCheckpointError, check_readable, draft_of, sha256, sync, unwritten
 from lit_reason.types import UserError
 
 if TYPE_CHECKING:
@@ -59,20 +60,25 @@ class ShardedCheckpoints(_Strategy):
         if self.is_global_zero:
             shutil.rmtree(draft, ignore_errors=True)
         self.barrier()
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             super().save_checkpoint(checkpoint, draft, storage_options)
-        except Exception as failure:  # noqa: BLE001 - torch wraps those of all ranks in an error of its own
+        except CheckpointException as failure:  # no Exception; it holds those of all ranks
+            error = next(iter(failure.failures.values()), (failure, None))[0]
+        except Exception as failure:  # noqa: BLE001 - whatever storage raises
             error = failure
         failed = self.reduce(torch.tensor(float(error is not None), device=self.root_device), reduce_op="sum")
         if not failed and self.is_global_zero:
             try:
+                check_readable(draft / _METADATA_FILENAME, path)
                 seal(draft, path)
-            except OSError as failure:
+            except (OSError, UserError) as failure:
                 error = failure
         if self.broadcast(bool(failed) or error is not None):
             if self.is_global_zero:
                 shutil.rmtree(draft, ignore_errors=True)
+            if isinstance(error, UserError):
+                raise error
             raise unwritten(path, error or OSError("another rank failed")) from error
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

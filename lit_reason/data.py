@@ -115,8 +115,13 @@ class ReasoningData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[list[Problem]]:
         phases = self._phases(self.task.problems("train"), self.prompts_per_step, self.seed)
         sampler = PhaseSampler(phases)
-        sampler.start = self.phases_done % len(phases)
+        sampler.start = self.phases_done % self._phases_an_epoch(len(phases))
         return _loader(phases, sampler)
+
+    def _phases_an_epoch(self, there: int) -> int:
+        """How many of them the trainer takes before it shuffles anew."""
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        return max(1, min(there, limit) if isinstance(limit, int) else int(there * limit))
 
     def val_dataloader(self) -> DataLoader[list[Problem]] | list[Any]:
         problems = self.task.problems("validation")

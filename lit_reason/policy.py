@@ -8,6 +8,7 @@ training (`reference`).
 from __future__ import annotations
 
 import copy
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -336,7 +337,12 @@ class Policy(nn.Module):
         """Write a folder that plain transformers (with adapters: PEFT) loads, tokenizer and chat template included.
 
         Rank 0 writes; where the policy is sharded, all ranks must ask for it.
+
+        Raises:
+            OSError: the folder cannot be written.
         """
+        from safetensors import SafetensorError
+
         trained = {plain_name(name) for name, p in self.model.named_parameters() if p.requires_grad}
         state = whole_state(self._root, self.model, None if self.options.lora is None else trained)
         if dist.is_initialized() and dist.get_rank() != 0:
@@ -345,6 +351,8 @@ class Policy(nn.Module):
         lm.generation_config, ours = self._generation_defaults, lm.generation_config
         try:
             self.model.save_pretrained(str(folder), state_dict=state)  # type: ignore[operator]  # PreTrainedModel or PeftModel
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
         finally:
             lm.generation_config = ours
         self.tokenizer.save_pretrained(str(folder))

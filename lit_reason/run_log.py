@@ -58,8 +58,11 @@ def _number(line: bytes, key: str) -> float | None:
 def replace(path: Path, content: bytes) -> None:
     """Put something in the place of a file; a reader, or a crash, never meets half of it."""
     draft = path.with_name(f"{path.name}.part")
-    draft.write_bytes(content)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 class RunLogger(Logger):

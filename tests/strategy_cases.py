@@ -1,7 +1,9 @@
 """Three training steps of a module under a strategy, as figures to compare; on two ranks when started itself."""
 
 import json
+import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_reason import GRPO, SFT, LoRA, PolicyOptions, ReasoningData, RejectionSampling, Rollout, Sampling
+from lit_reason.checkpoint_callback import CheckpointOptions, RunCheckpoints
 from lit_reason.modules.base import Reasoner
 from lit_reason.sharding import whole_tensor
+from lit_reason.strategy import FSDP2
+from lit_reason.types import UserError
 
 STEPS = 3
 
@@ -74,16 +79,57 @@ def build(kind: str, model: str, **policy: Any) -> Reasoner:
     )
 
 
-def fit(kind: str, model: str, folder: Path, trainer: dict[str, Any], **policy: Any) -> dict[str, Any]:
+class FullDisk(Callback):
+    """At the end of a fit, tries to save a checkpoint where there is no room for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.error = ""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # more than this, and writing fails
+        try:
+            trainer.save_checkpoint(self.folder / "full.ckpt", weights_only=False)
+        except UserError as error:
+            self.error = str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def fit_shards(kind: str, model: str, folder: Path) -> dict[str, Any]:
+    """How a run went, how it goes on from its second step's shards, and what a full disk did."""
+
+    def run(*callbacks: Callback, ckpt_path: Path | None = None) -> dict[str, Any]:
+        strategy = {"strategy": FSDP2(save_distributed_checkpoint=True), "devices": 2}
+        return fit(kind, model, folder, strategy, callbacks=callbacks, ckpt_path=ckpt_path)
+
+    disk = FullDisk(folder / "shards")
+    checkpoints = RunCheckpoints(disk.folder, CheckpointOptions(every_n_steps=1, keep_last=STEPS))
+    whole = run(checkpoints, disk)
+    names = sorted(entry.name for entry in disk.folder.iterdir())
+    return {"whole": whole, "resumed": run(ckpt_path=disk.folder / "step-2.ckpt"), "error": disk.error, "names": names}
+
+
+def fit(
+    kind: str,
+    model: str,
+    folder: Path,
+    trainer: dict[str, Any],
+    *,
+    callbacks: Sequence[Callback] = (),
+    ckpt_path: Path | None = None,
+    **policy: Any,
+) -> dict[str, Any]:
     """Train, and say how it went."""
     watch = Watch()
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"logger": False, "enable_checkpointing": bool(callbacks), "enable_progress_bar": False}
     fitting = Trainer(
         max_steps=-1,
         max_epochs=1,
         limit_train_batches=STEPS,
         accelerator="cpu",
-        callbacks=[watch],
+        callbacks=[watch, *callbacks],
         enable_model_summary=False,
         num_sanity_val_steps=1,
         default_root_dir=folder,
@@ -93,7 +139,7 @@ def fit(kind: str, model: str, folder: Path, trainer: dict[str, Any], **policy: 
     data = ReasoningData(
         {"nano_traces": {"size": 40}}, prompts_per_step=5, validation_problems=3, validation_batch=2, seed=1
     )
-    fitting.fit(build(kind, model, **policy), data)
+    fitting.fit(build(kind, model, **policy), data, ckpt_path=ckpt_path)
     return watch.figures
 
 
@@ -105,6 +151,9 @@ def main() -> None:
     for name, case in json.loads(Path(cases).read_text()).items():
         if "lora" in case:
             case["lora"] = LoRA(**case["lora"])
+        if case.pop("shards", False):
+            found[name] = fit_shards(case["kind"], model, Path(out).parent)
+            continue
         found[name] = fit(case.pop("kind"), model, Path(out).parent, {"devices": 2, **case.pop("trainer")}, **case)
     if torch.distributed.get_rank() == 0:
         Path(out).write_text(json.dumps(found))

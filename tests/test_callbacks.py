@@ -1,5 +1,6 @@
 import io
 import json
+import resource
 import signal
 
 import pytest
@@ -18,6 +19,7 @@ from lit_reason.callbacks import (
     Report,
     Rewind,
     Samples,
+    SavedModel,
     Summary,
     append_rows,
     closing_lines,
@@ -27,6 +29,7 @@ from lit_reason.callbacks import (
 from lit_reason.checkpoint_callback import CheckpointOptions, RunCheckpoints
 from lit_reason.plugins import RewardRef
 from lit_reason.run_log import RunLogger, read_metrics
+from lit_reason.types import UserError
 
 
 @pytest.fixture
@@ -281,6 +284,27 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_its_curve_and_its_closing_
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
     assert (tmp_path / "curve.png").exists()
     assert shown.getvalue().startswith("interrupted after 2 steps, ")
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning_and_a_model_that_cannot_be_written_an_error(tmp_path, tiny_llama):
+    (tmp_path / "curve.png").mkdir()
+
+    class FullDisk(Callback):
+        def on_fit_end(self, *_):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # more than this, and writing fails
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fitting = trainer(tmp_path, Curve(tmp_path), FullDisk(), SavedModel(tmp_path), max_steps=1)
+    try:
+        with (
+            pytest.warns(UserWarning, match="curve.png could not be drawn"),
+            pytest.raises(
+                UserError, match=rf"'{tmp_path}/model': .*File too large.*export {tmp_path} --to hf"
+            ),
+        ):
+            fitting.fit(grpo(tiny_llama), loader())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_resumed_run_trains_with_the_learning_rate_it_was_asked_for(tmp_path, tiny_llama):

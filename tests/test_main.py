@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -80,6 +81,13 @@ def test_the_flag_that_allows_unsafe_code_is_taken_out_and_told_to_child_process
     monkeypatch.setenv("LIT_REASON_UNSAFE_CODE", "0")
     assert main(["plugins", "show", "format", "--unsafe-code"]) == 0
     assert os.environ["LIT_REASON_UNSAFE_CODE"] == "1"
+
+
+def test_a_full_disk_is_named_as_such_with_the_way_on(capsys):
+    assert guarded(raising(OSError(errno.ENOSPC, "No space left on device", "metrics.csv"))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: a file 'metrics.csv' could not be written: No space left on device.")
+    assert "--resume" in said
 
 
 def test_an_error_nobody_foresaw_is_one_line_that_says_where_and_debug_shows_its_traceback(capsys, monkeypatch):

@@ -77,8 +77,12 @@ def test_a_checkpoint_holds_plain_data_and_rebuilds_its_module(tiny_llama: str, 
         assert torch.equal(value, state["state_dict"][name])
 
 
-@pytest.mark.parametrize("size", [4, 60], ids=["at the end of an epoch", "in its midst"])
-def test_a_checkpoint_at_the_end_of_a_batch_counts_its_phase(tiny_llama: str, tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "limit"), [(4, 1.0), (60, 1.0), (60, 2)], ids=["at the end of an epoch", "in its midst", "a limited epoch"]
+)
+def test_a_checkpoint_at_the_end_of_a_batch_counts_its_phase(
+    tiny_llama: str, tmp_path: Path, size: int, limit: float
+) -> None:
     """Whoever writes it: here a user's own ModelCheckpoint. Dropout of adapters goes on where it was, too."""
     import lit_reason
 
@@ -93,6 +97,7 @@ def test_a_checkpoint_at_the_end_of_a_batch_counts_its_phase(tiny_llama: str, tm
         data = lit_reason.ReasoningData({"nano_traces": {"size": size}}, prompts_per_step=2, validation_problems=0)
         every = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        options["limit_train_batches"] = limit
         Trainer(max_steps=3, callbacks=[every], **options).fit(module, data, ckpt_path=ckpt_path)
         return torch.load(folder / "step=3.ckpt", weights_only=True)
 

@@ -39,7 +39,8 @@ def two_ranks(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> dict
     """All cases with two ranks, in one pair of processes."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = {f"{kind} {name}": {"kind": kind, **case} for kind in MODULES for name, case in TWO_RANKS.items()}
-    (folder / "cases.json").write_text(json.dumps(cases | ODD_ONES))
+    cases |= ODD_ONES | {"shards": {"kind": "GRPO", "shards": True}}
+    (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "strategy_cases.py", tiny_llama, str(folder / "cases.json"), str(folder / "found.json")]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -89,6 +90,15 @@ def test_two_ranks_find_the_losses_of_one(
 @pytest.mark.parametrize(("kind", "quantization"), [*product(MODULES, [None, "nf4"]), ("GRPO", "int8")])
 def test_adapters_alone_train(kind: str, quantization: Any, tiny_llama: str, tmp_path: Path) -> None:
     check(fit(kind, tiny_llama, tmp_path, {}, lora=LoRA(rank=2), quantization=quantization), all_of_them=False)
+
+
+def test_shards_of_two_ranks_are_gone_on_from_to_the_bit_and_a_full_disk_harms_none(
+    two_ranks: dict[str, Any],
+) -> None:
+    found = two_ranks["shards"]
+    assert found["resumed"]["steps"] == found["whole"]["steps"][2:]
+    assert "full.ckpt' could not be written: a write failed, as on a full disk" in found["error"]
+    assert found["names"] == ["best.ckpt", "last.ckpt", *(f"step-{step}.ckpt" for step in (1, 2, 3))]
 
 
 def test_quantised_weights_need_adapters(tiny_llama: str) -> None:

@@ -123,7 +123,7 @@ WORKLOADS = {
         examples=6,
         terms=(2, 12),
         lora_rank=32,
-        ours_tokens=4096,
+        ours_tokens=2048,
         trl_batch=4,
         steps=2,
     ),

@@ -18,7 +18,7 @@ import os
 import random
 import shutil
 import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import time
@@ -107,21 +107,22 @@ class Run:
         self.code: int | None = None
         log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         environment = {**os.environ, "TMPDIR": tmpdir, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        if ranks == 1:
-            self.pid = fork(options, environment, log)
-        else:  # Lightning starts the others with the command line of the first
-            command = [sys.executable, "-m", "lit_reason", *options]
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-            self.pid = process.pid
+        if ranks > 1:  # as a launcher of its own would start them
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+        self.pids: list[int] = []
+        for rank in range(ranks):
+            own = {"LOCAL_RANK": str(rank), "NODE_RANK": "0"} if ranks > 1 else {}
+            self.pids.append(fork(options, environment | own, log))
         os.close(log)
 
     def over(self) -> bool:
-        """Whether it has ended, and `code` says how."""
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-        return self.code is not None
+        """Whether all have ended, and `code` says how."""
+        for pid in list(self.pids):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self.pids.remove(pid)
+                self.code = self.code or os.waitstatus_to_exitcode(status)
+        return not self.pids
 
     def wait(self) -> int:
         end = time.monotonic() + 600
@@ -134,7 +135,8 @@ class Run:
         return self.code
 
     def kill(self) -> None:
-        os.killpg(self.pid, signal.SIGKILL)
+        for pid in self.pids:
+            os.killpg(pid, signal.SIGKILL)
         while not self.over():
             time.sleep(0.001)
 
@@ -155,6 +157,12 @@ def fork(options: list[str], environment: dict[str, str], log: int) -> int:
             sys.stdout.flush()
             os._exit(code)
     return pid
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def killed_run(start: Callable[[], Run], folder: Path, moments: random.Random, length: float) -> Counter[str]:

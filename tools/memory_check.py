@@ -35,6 +35,10 @@ CASES: dict[str, dict[str, Any]] = {
     "sft-135m": {**SMOL, "group": 0, "prompts": 12},
     "grpo-135m": {**SMOL, "beta": 0.04, "tokens": 300},
     "grpo-135m-lora": {**SMOL, "lora": 16},
+    "grpo-135m-nf4": {**SMOL, "lora": 16, "quantization": "nf4"},
+    "sft-135m-ddp": {**SMOL, "group": 0, "prompts": 12, "strategy": "ddp", "devices": 2},
+    "sft-135m-fsdp2": {**SMOL, "group": 0, "prompts": 12, "strategy": "fsdp2", "devices": 2},
+    "grpo-135m-fsdp2": {**SMOL, "prompts": 4, "strategy": "fsdp2", "devices": 2},
 }
 MIB = 2**20
 
@@ -90,6 +94,7 @@ def child(case: dict[str, Any], where: str, threads: int) -> None:
     policy = lit_reason.PolicyOptions(
         model=folder,
         lora=lit_reason.LoRA(rank=case["lora"]) if "lora" in case else None,
+        quantization=case.get("quantization"),
         gradient_checkpointing=case.get("checkpointing", False),
     )
     shared: dict[str, Any] = {
@@ -129,7 +134,10 @@ def child(case: dict[str, Any], where: str, threads: int) -> None:
             module = Measured(**options)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         quiet["enable_model_summary"] = False
-        trainer = Trainer(max_steps=2, accelerator="auto", devices=1, precision=case.get("precision"), **quiet)
+        quiet["strategy"], quiet["devices"] = case.get("strategy", "auto"), case.get("devices", 1)
+        if model != folder and not only_estimate:  # the tiny one
+            quiet["strategy"], quiet["devices"] = "auto", 1
+        trainer = Trainer(max_steps=2, accelerator="auto", precision=case.get("precision"), **quiet)
         if only_estimate:
             print(json.dumps({phase.name: phase.total for phase in estimate(module, data, trainer)}))
         else:
@@ -143,7 +151,8 @@ def child(case: dict[str, Any], where: str, threads: int) -> None:
     start = peak(torch)
     peaks.clear()
     train(folder)
-    print(json.dumps(peaks))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(json.dumps(peaks))
 
 
 def reset(torch: Any) -> None:  # noqa: ANN401 - imported late
