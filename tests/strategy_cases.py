@@ -98,17 +98,20 @@ class FullDisk(Callback):
 
 
 def fit_shards(kind: str, model: str, folder: Path) -> dict[str, Any]:
-    """How a run went, how it goes on from its second step's shards, and what a full disk did."""
+    """How a run went, how it goes on from its second step's shards, and what a full disk did; and files it leaves."""
 
-    def run(*callbacks: Callback, ckpt_path: Path | None = None) -> dict[str, Any]:
-        strategy = {"strategy": FSDP2(save_distributed_checkpoint=True), "devices": 2}
+    def run(*callbacks: Callback, shards: bool = True, ckpt_path: Path | None = None) -> dict[str, Any]:
+        strategy = {"strategy": FSDP2(save_distributed_checkpoint=shards), "devices": 2}
         return fit(kind, model, folder, strategy, callbacks=callbacks, ckpt_path=ckpt_path)
 
     disk = FullDisk(folder / "shards")
-    checkpoints = RunCheckpoints(disk.folder, CheckpointOptions(every_n_steps=1, keep_last=STEPS))
-    whole = run(checkpoints, disk)
+    options = CheckpointOptions(every_n_steps=1, keep_last=STEPS)
+    whole = run(RunCheckpoints(disk.folder, options), disk)
     names = sorted(entry.name for entry in disk.folder.iterdir())
-    return {"whole": whole, "resumed": run(ckpt_path=disk.folder / "step-2.ckpt"), "error": disk.error, "names": names}
+    resumed = run(ckpt_path=disk.folder / "step-2.ckpt")
+    run(RunCheckpoints(folder / "files", options), shards=False)
+    files = str(folder / "files" / "step-2.ckpt")
+    return {"whole": whole, "resumed": resumed, "error": disk.error, "names": names, "file": files}
 
 
 def fit(

@@ -298,9 +298,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning_and_a_model_that_cannot_be_
     try:
         with (
             pytest.warns(UserWarning, match="curve.png could not be drawn"),
-            pytest.raises(
-                UserError, match=rf"'{tmp_path}/model': .*File too large.*export {tmp_path} --to hf"
-            ),
+            pytest.raises(UserError, match=rf"'{tmp_path}/model': .*File too large.*export {tmp_path} --to hf"),
         ):
             fitting.fit(grpo(tiny_llama), loader())
     finally:

@@ -101,6 +101,14 @@ def test_shards_of_two_ranks_are_gone_on_from_to_the_bit_and_a_full_disk_harms_n
     assert found["names"] == ["best.ckpt", "last.ckpt", *(f"step-{step}.ckpt" for step in (1, 2, 3))]
 
 
+def test_one_process_goes_on_from_what_two_ranks_of_fsdp2_wrote(
+    two_ranks: dict[str, Any], tiny_llama: str, tmp_path: Path
+) -> None:
+    found = two_ranks["shards"]
+    alone = fit("GRPO", tiny_llama, tmp_path, {}, ckpt_path=Path(found["file"]))
+    assert torch.allclose(torch.tensor(alone["steps"]), torch.tensor(found["whole"]["steps"][2:]), atol=1e-5)
+
+
 def test_quantised_weights_need_adapters(tiny_llama: str) -> None:
     with pytest.raises(UserError, match=r"policy\.quantization.*policy\.lora"):
         build("GRPO", tiny_llama, quantization="nf4")
