@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from lit_reason import nano
 from lit_reason.policy_options import LoRA
@@ -162,6 +163,12 @@ def _load_whole(model: str, load: Callable[..., Any]) -> Any:  # noqa: ANN401
     for module in lm.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # such CPUs would repack weights of 4 bits for evaluation,
             module.support_avx512bf16_for_cpu = False  # and answer otherwise than in training
+    if getattr(lm, "is_quantized", False):
+        for parameter in lm.parameters():
+            if type(parameter) is nn.Parameter and parameter.device.type == "cpu":
+                parameter.data = (
+                    parameter.data.clone()
+                )  # else all of the file stays mapped for the few left as they were
     return lm
 
 
