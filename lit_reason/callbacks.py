@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.table import Table
 
 from lit_reason.answer import extract_answer
 from lit_reason.checkpoint_callback import steps_over
-from lit_reason.console import metrics_table, percent, prompt_text, visible
+from lit_reason.console import metrics_table, percent, prompt_text, sample_table
 from lit_reason.plot import draw_curve
 from lit_reason.progress import steps_done
 from lit_reason.run_log import FILENAME, RunLogger, keep_lines, read_metrics
@@ -52,55 +51,6 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-_ANSWER = 16
-"""Columns of an answer at most."""
-
-_PADDING = 2
-"""Columns between two columns of the table."""
-
-
-def sample_table(rollouts: Sequence[Rollout], title: str, width: int | None = None) -> Table:
-    """Completions of one problem, the best rewarded first.
-
-    Args:
-        rollouts: of the problem.
-        title: what comes before the question.
-        width: columns of the terminal, None for all of this one's. Half of them are the completions', so that only
-            the first rewards are shown where there are many; a line below names the others.
-    """
-    names = list(dict.fromkeys(name for rollout in rollouts for name in rollout.rewards))
-    names = names if len(names) > 1 else []
-    longest = max(len(visible(extract_answer(rollout.text) or "-")) for rollout in rollouts)
-    beside = max(len("answer"), min(longest, _ANSWER)) + len("reward" + "advantage" + "tokens") + 5 * _PADDING
-    room = (width or rich.get_console().width) // 2 - beside
-    shown = []
-    for name in names:
-        room -= max(len(name), len("-0.00")) + _PADDING
-        if room >= 0:
-            shown.append(name)
-    question = visible(f"{title}: {prompt_text(rollouts[0].problem)}")
-    question.append(f"  (gold answer: {visible(str(rollouts[0].problem.answer))})")
-    table = Table(title=question, title_justify="left", title_style="bold", expand=True, box=None, padding=(0, 1))
-    table.add_column("completion", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("answer", max_width=_ANSWER, no_wrap=True, overflow="ellipsis")
-    if left := names[len(shown) :]:
-        table.caption = f"also in samples.jsonl: {', '.join(left)}"
-        table.caption_justify = "left"
-    for name in ("reward", *shown, "advantage", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for rollout in sorted(rollouts, key=lambda r: -1e9 if r.reward is None else r.reward, reverse=True):
-        advantage = rollout.advantage if isinstance(rollout.advantage, float | int) else float(rollout.advantage.mean())
-        rewards = [rollout.reward, *(rollout.rewards.get(name) for name in shown)]
-        table.add_row(
-            visible(rollout.text),
-            visible(extract_answer(rollout.text) or "-"),
-            *("-" if value is None else f"{value:.2f}" for value in rewards),
-            f"{advantage:+.2f}",
-            f"{rollout.length}" + ("+" if rollout.finish_reason == "length" else ""),  # + : cut off there
-        )
-    return table
 
 
 class Samples(Callback):

@@ -24,9 +24,9 @@ from lit_reason.callbacks import (
     append_rows,
     closing_lines,
     sample_row,
-    sample_table,
 )
 from lit_reason.checkpoint_callback import CheckpointOptions, RunCheckpoints
+from lit_reason.console import sample_table
 from lit_reason.plugins import RewardRef
 from lit_reason.run_log import RunLogger, read_metrics
 from lit_reason.types import UserError
