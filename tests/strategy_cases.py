@@ -1,8 +1,6 @@
-"""Three training steps of a module under a strategy, as figures to compare; on two ranks when started itself."""
+"""Three training steps of a module under a strategy, as figures to compare."""
 
-import json
 import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,21 +144,16 @@ def fit(
     return watch.figures
 
 
-def main() -> None:
-    """All the cases of a file of JSON, on two ranks; the first one writes what came of them to another."""
-    model, cases, out = sys.argv[1:4]
-    torch.set_num_threads(1)
+def fit_all(model: str, folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """All of some cases, on one of two ranks."""
     found = {}
-    for name, case in json.loads(Path(cases).read_text()).items():
-        if "lora" in case:
-            case["lora"] = LoRA(**case["lora"])
-        if case.pop("shards", False):
-            found[name] = fit_shards(case["kind"], model, Path(out).parent)
+    for name, case in cases.items():
+        options = dict(case)
+        kind = options.pop("kind")
+        if options.pop("shards", False):
+            found[name] = fit_shards(kind, model, folder)
             continue
-        found[name] = fit(case.pop("kind"), model, Path(out).parent, {"devices": 2, **case.pop("trainer")}, **case)
-    if torch.distributed.get_rank() == 0:
-        Path(out).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+        if "lora" in options:
+            options["lora"] = LoRA(**options["lora"])
+        found[name] = fit(kind, model, folder, {"devices": 2, **options.pop("trainer")}, **options)
+    return found

@@ -1,12 +1,11 @@
 """The in-process engine: the tokens of plain `generate`, whatever else is in the batch."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from two_ranks import on_two_ranks
 
 import lit_reason.attention as attention_module
 from lit_reason.batching import collate
@@ -100,18 +99,17 @@ def test_a_completion_does_not_depend_on_its_company(policy: Policy, crowd: str)
     assert {(r.problem.id, i % 4): r.completion_ids.tolist() for i, r in enumerate(other)} == together
 
 
-def test_a_completion_is_the_same_on_two_ranks(tiny_llama: str, tmp_path: Path) -> None:
+def test_a_completion_is_the_same_on_two_ranks(policy: Policy, tmp_path: Path) -> None:
     """Two gloo ranks with half of the prompts each, against one process with all of them."""
-    worker = Path(__file__).parent / "rollout_worker.py"
-    found = []
-    for ranks in ("1", "2"):
-        out = tmp_path / f"{ranks}.pt"
-        command = [sys.executable, str(worker), tiny_llama, str(out), "--ranks", ranks]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(torch.load(out, weights_only=True))
-    assert len(found[0]) == 24
-    assert found[0] == found[1]
+    asked = problems(*(f"{a} + 7" for a in range(8)))
+
+    def completions(asked: list[Problem]) -> dict[str, list[int]]:
+        rollouts = roll_out(policy, asked, Sampling(max_new_tokens=30), 3, stream=(0, 4))
+        return {f"{r.problem.id}/{i % 3}": r.completion_ids.tolist() for i, r in enumerate(rollouts)}
+
+    zero, one = on_two_ranks(lambda rank, _: completions(asked[rank::2]), tmp_path)
+    assert len(zero) == len(one) == 12
+    assert zero | one == completions(asked)
 
 
 def test_a_problem_asked_twice_is_answered_twice(policy: Policy) -> None:

@@ -1,12 +1,9 @@
 import math
-import os
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_ranks import on_two_ranks
 
 from lit_reason.metrics import ReasoningMetrics, bootstrap_interval, majority_answer, pass_at_k, wilson_interval
 from lit_reason.types import Problem, Rollout
@@ -145,26 +142,20 @@ def test_reset_forgets():
     assert metrics.compute() == {}
 
 
-def _gather(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def gather(rank, _):
     metrics = ReasoningMetrics()
     if rank == 0:  # rank 1 has no sampled completions at all, and repeats problem 0
         metrics.update([rollout("4", id="0"), rollout("5", id="1")], [[rollout("4", id="0")] * 2])
     else:
         metrics.update([rollout("4", id="2"), rollout("4", id="0")])
-    torch.save(metrics.compute(), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return metrics.compute()
 
 
 def test_two_ranks_with_unequal_shares_report_what_one_process_would(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_gather, args=(port, tmp_path), nprocs=2)
+    zero, one = on_two_ranks(gather, tmp_path)
     alone = ReasoningMetrics()
     alone.update(
         [rollout("4", id="0"), rollout("5", id="1"), rollout("4", id="2")],
         [[rollout("4", id="0")] * 2],
     )
-    assert torch.load(tmp_path / "0.pt") == torch.load(tmp_path / "1.pt") == alone.compute()
+    assert zero == one == alone.compute()

@@ -2,10 +2,10 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
-from textwrap import dedent
 
 import pytest
 import torch
+from two_ranks import on_two_ranks
 
 from lit_reason.plugins import TaskRef
 from lit_reason.task import Task
@@ -124,35 +124,15 @@ def test_a_curriculum_may_start_higher_and_stay():
     assert fixed.state_dict() == {"curricula": {"chain_sum": {"level": 0, "recent": []}}}
 
 
-TWO_RANKS = """
-    import sys, torch
-    from torch import distributed
-    from lit_reason.tasks.reasoning_gym import ReasoningGym
-    from lit_reason.types import Rollout
-
-    rank, store = int(sys.argv[1]), sys.argv[2]
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    task = ReasoningGym(datasets={"chain_sum": {"curriculum": {"advance_at": 0.75, "window": 4}}})
+def climb(rank, _):
+    task = ReasoningGym(datasets=CLIMBING)
     problems = task.problems("train")[: 4 if rank == 0 else 0]  # one rank has no rollouts at all
-    one = torch.tensor([1])
-    task.observe(
-        [Rollout(problem=p, prompt_ids=one, completion_ids=one, text=f"<answer>{p.answer}</answer>") for p in problems]
-    )
-    print(task.state_dict())
-"""
+    task.observe([answered(problem, problem.answer) for problem in problems])
+    return task.state_dict()
 
 
 def test_all_ranks_climb_together(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", dedent(TWO_RANKS), str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    states = [process.communicate(timeout=120)[0].strip() for process in ranks]
-    assert states == ["{'curricula': {'chain_sum': {'level': 1, 'recent': []}}}"] * 2
+    assert on_two_ranks(climb, tmp_path) == ({"curricula": {"chain_sum": {"level": 1, "recent": []}}},) * 2
 
 
 def test_a_task_travels_between_processes():

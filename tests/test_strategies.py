@@ -1,6 +1,5 @@
 """Every module under every strategy that CPUs can run; what two ranks find is what one finds."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from strategy_cases import STEPS, build, fit
+from strategy_cases import STEPS, build, fit, fit_all
+from two_ranks import on_two_ranks
 
 from lit_reason import GRPO, LoRA, Policy, PolicyOptions
 from lit_reason.types import UserError
 
 pytestmark = pytest.mark.xdist_group("strategies")  # in one process: its pair of ranks is dear
 MODULES = ("SFT", "GRPO", "RejectionSampling")
-TESTS = Path(__file__).parent
 ADAPTERS: dict[str, Any] = {"lora": {"rank": 2}}
 FOUR_BITS: dict[str, Any] = {**ADAPTERS, "quantization": "nf4"}
 TWO_RANKS: dict[str, dict[str, Any]] = {
@@ -40,11 +39,7 @@ def two_ranks(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("ranks")
     cases = {f"{kind} {name}": {"kind": kind, **case} for kind in MODULES for name, case in TWO_RANKS.items()}
     cases |= ODD_ONES | {"shards": {"kind": "GRPO", "shards": True}}
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "strategy_cases.py", tiny_llama, str(folder / "cases.json"), str(folder / "found.json")]
-    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "found.json").read_text())
+    return on_two_ranks(lambda *_: fit_all(tiny_llama, folder, cases), folder)[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The optimizer window: its gradient does not depend on how it is cut into micro-batches or ranks."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,9 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-import window_worker
+import window
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
+from two_ranks import on_two_ranks
 
 from lit_reason import GRPO, LoRA, PolicyOptions, Problem, Rollout, Sampling
 from lit_reason.batching import collate, micro_batches, minibatches
@@ -97,20 +96,13 @@ def test_minibatches_keep_groups_together_and_shuffle_them() -> None:
     assert sum(len({r.group for r in part}) for part in minibatches(rollouts[:22], 3, torch.Generator())) <= 6 + 2
 
 
-def on_two_ranks(folder: str, out: Path, *cases: str) -> dict[str, dict[str, torch.Tensor]]:
-    command = [sys.executable, window_worker.__file__, folder, str(out), *cases]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out, weights_only=True)
-
-
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cross_entropy"])
 def test_gradient_does_not_depend_on_micro_batches_or_packing(tiny_llama: str, loss: str) -> None:
     """1 x 8, 8 x 1, unequal splits; without shared prompts, packed and padded.
 
     One completion has no advantage, and is skipped where it may be.
     """
-    result = window_worker.gradients(tiny_llama, loss)
+    result = window.gradients(tiny_llama, loss)
     assert len(result) == 5
     whole = result.pop("1x8")
     for name, gradient in result.items():
@@ -120,8 +112,11 @@ def test_gradient_does_not_depend_on_micro_batches_or_packing(tiny_llama: str, l
 def test_gradient_does_not_depend_on_ranks(tiny_llama: str, tmp_path: Path) -> None:
     """One of them idle, too; and the advantages of a batch take their spread from all ranks."""
     cases = ("grpo group", "cross_entropy group", "grpo batch")
-    for case, result in on_two_ranks(tiny_llama, tmp_path / "two.pt", *cases).items():
-        whole = window_worker.gradients(tiny_llama, *case.split())["1x8"]
+    found, _ = on_two_ranks(
+        lambda *_: {case: window.gradients(tiny_llama, *case.split(), ranks=2) for case in cases}, tmp_path
+    )
+    for case, result in found.items():
+        whole = window.gradients(tiny_llama, *case.split())["1x8"]
         assert len(result) == 3
         for name, gradient in result.items():
             assert float((gradient - whole).norm() / whole.norm()) < 1e-6, (case, name)

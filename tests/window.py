@@ -1,10 +1,5 @@
-"""Compute the gradient of one optimizer window in several ways; started by test_update.py for two gloo ranks.
+"""The gradient of one optimizer window, cut in several ways; on one rank or two."""
 
-python tests/window_worker.py MODEL OUT 'grpo group' 'grpo batch' ...
-"""
-
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -99,10 +94,3 @@ def gradients(folder: str, loss: str, advantage: Any = "group", ranks: int = 1) 
 
 def tally(rollout: Rollout) -> float:
     return float(rollout.length)
-
-
-if __name__ == "__main__":
-    folder, out, *cases = sys.argv[1:]
-    found = {case: gradients(folder, *case.split(), ranks=2) for case in cases}
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        torch.save(found, out)
