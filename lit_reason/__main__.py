@@ -102,6 +102,11 @@ def _unexpected(error: Exception) -> str:
             f"a file{where} could not be written: {error.strerror}. What was saved before is whole: make room; a run "
             "goes on with --resume"
         )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return one_line(
+            f"'{error.filename}': {error.strerror}. Check that it is what it should be, and that you may read and "
+            "write there. --debug shows more"
+        )
     try:
         text = str(error)[:500]
     except Exception:  # noqa: BLE001 - see above

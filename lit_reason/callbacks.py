@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import rich
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_reason.answer import extract_answer
@@ -72,24 +74,26 @@ class Samples(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401 - the rest goes unused
         step = steps_done(trainer)
-        if trainer.is_global_zero and (step == 1 or step % self.every_n_steps == 0):
+        if step == 1 or step % self.every_n_steps == 0:
             rollouts = cast("Reasoner", pl_module).last_rollouts
+            rows = self._rows(trainer, rollouts, step, "train")
             groups: dict[int, list[Rollout]] = {}
             for rollout in rollouts:
                 groups.setdefault(rollout.group, []).append(rollout)
-            if groups:
+            if groups and trainer.is_global_zero:
                 mixed = [group for group in groups.values() if len({rollout.reward for rollout in group}) > 1]
                 self._show((mixed or list(groups.values()))[0], f"step {step}")
-                self._write(rollouts, step, "train")
+                append_rows(self.path, rows)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         module = cast("Reasoner", pl_module)
-        if module.last_validation and not module.last_rollouts:
-            step = steps_done(trainer)
+        step = steps_done(trainer)
+        rows = self._rows(trainer, [] if module.last_rollouts else module.last_validation, step, "validation")
+        if trainer.is_global_zero and module.last_validation and not module.last_rollouts:
             self._show(module.last_validation[:1], f"step {step}, held out")
-            self._write(module.last_validation, step, "validation")
+            append_rows(self.path, rows)
 
     def _show(self, group: list[Rollout], title: str) -> None:
         """The best and the worst, and what lies between, as many as there is room for, each text once."""
@@ -99,8 +103,15 @@ class Samples(Callback):
         shown = ranked if len(ranked) <= self.rows else ranked[: self.rows - half] + ranked[len(ranked) - half :]
         rich.get_console().print(sample_table(shown, title))
 
-    def _write(self, rollouts: Sequence[Rollout], step: int, split: str) -> None:
-        append_rows(self.path, [{"step": step, "split": split, **sample_row(rollout)} for rollout in rollouts])
+    @staticmethod
+    def _rows(trainer: Trainer, rollouts: Sequence[Rollout], step: int, split: str) -> list[dict[str, Any]]:
+        """All ranks' rollouts as plain values, rank by rank; every rank must ask."""
+        mine = [{"step": step, "split": split, **sample_row(rollout)} for rollout in rollouts]
+        if trainer.world_size == 1:
+            return mine
+        everyones: list[list[dict[str, Any]]] = [[]] * trainer.world_size
+        dist.all_gather_object(everyones, mine)
+        return [row for rows in everyones for row in rows]
 
 
 class Rewind(Callback):
@@ -245,16 +256,22 @@ class Summary(Callback):
                 logger.log_metrics(base, step=0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._say(trainer, "finished")
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]  # set by a connector
+        through = 0 <= trainer.max_steps <= trainer.global_step
+        if not through and any((timer.time_remaining() or 1.0) < 0 for timer in timers):
+            self._say(trainer, "stopped by max_time", f"lit-reason fit --config {self.folder / 'config.yaml'} --resume")
+        else:
+            self._say(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | Stopped) and trainer.state.fn == TrainerFn.FITTING:
             self._say(trainer, "interrupted")
 
-    def _say(self, trainer: Trainer, how: str) -> None:
+    def _say(self, trainer: Trainer, how: str, further: str | None = None) -> None:
         if trainer.is_global_zero:
             minutes = (time.monotonic() - self._start) / 60
-            for line in closing_lines(self.folder, how=how, minutes=minutes):
+            lines = closing_lines(self.folder, how=how, minutes=minutes)
+            for line in lines if further is None else [*lines, f"go on     {further}"]:
                 rich.get_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +28,8 @@ from lit_reason.types import UserError
 SUFFIX = ".ckpt"
 _MARK = b"lit-reason sha256 "
 _COMMENT = len(_MARK) + 64
-_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
+KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
+"""What every checkpoint of a run holds, whoever wrote it."""
 _BLOCK = 2**20
 
 
@@ -94,6 +95,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             sealed.close()
             os.fsync(file.fileno())
         check_readable(draft, path)
+        make_way(path)
         draft.replace(path)
         sync(path.parent)
     except OSError as error:
@@ -143,6 +145,14 @@ def remove_drafts(folder: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True)
         else:
             draft.unlink(missing_ok=True)
+
+
+def make_way(path: Path) -> None:
+    """Remove a folder of shards where a checkpoint is to stand."""
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
 
 
 def sync(folder: Path) -> None:
@@ -235,11 +245,20 @@ def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except Exception as error:  # whatever a damaged or malicious file provokes
         raise DamagedCheckpointError(f"checkpoint '{path}' cannot be read as plain data: {_reason(error)}") from error
-    missing = [key for key in _KEYS if key not in found] if isinstance(found, dict) else list(_KEYS)
-    if missing:
-        raise DamagedCheckpointError(f"'{path}' is no checkpoint of a run: it has no {missing[0]}")
+    check_keys(found, path, KEYS)
     checkpoint: dict[str, Any] = found
     return checkpoint
+
+
+def check_keys(found: object, path: Path, keys: Sequence[str]) -> None:
+    """Make sure that what was read is a checkpoint's.
+
+    Raises:
+        DamagedCheckpointError: it has not all of the keys.
+    """
+    missing = [key for key in keys if key not in found] if isinstance(found, dict) else list(keys)
+    if missing:
+        raise DamagedCheckpointError(f"'{path}' is no checkpoint of a run: it has no {missing[0]}")
 
 
 def examine(path: Path) -> dict[str, Any]:
@@ -268,10 +287,8 @@ def newest(folder: Path) -> Path | None:
         if path.exists():  # a link to itself or to nothing does not
             paths[os.path.realpath(path)] = path
     last = os.path.realpath(folder / f"last{SUFFIX}")
-    # a copied folder may have lost the order of its times, but not what `last` points to
-    ordered = sorted(
-        paths.values(), key=lambda path: (os.path.realpath(path) == last, path.stat().st_mtime_ns), reverse=True
-    )
+    # a copied folder has lost the order of its times, but not what `last` points to, nor its names
+    ordered = sorted(paths.values(), key=lambda path: (os.path.realpath(path) == last, age(path)), reverse=True)
     damaged: list[str] = []
     for path in ordered:
         try:
@@ -287,6 +304,12 @@ def newest(folder: Path) -> Path | None:
     if damaged:
         raise UserError(f"resume: no checkpoint in '{folder}' is whole. {'; '.join(damaged)}")
     return None
+
+
+def age(path: Path) -> tuple[int, int]:
+    """What checkpoints are ordered by: the step in the name, and the time for others."""
+    named = re.fullmatch(rf"step-(\d+){re.escape(SUFFIX)}", Path(os.path.realpath(path)).name)
+    return int(named[1]) if named else -1, path.stat().st_mtime_ns
 
 
 def sha256(file: BinaryIO, size: int) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_reason.checkpoint import SUFFIX, point, remove_drafts
+from lit_reason.checkpoint import SUFFIX, age, point, remove_drafts
 from lit_reason.types import UserError
 
 
@@ -108,9 +108,9 @@ class RunCheckpoints(Checkpoint):
         path = self.folder / f"step-{step}{SUFFIX}"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
-            point(self.folder / f"last{SUFFIX}", path.name)
-            if self.best is not None and self.best[1] == step:
+            if self.best is not None and self.best[1] == step:  # first: a run that goes on from `last` has passed it
                 point(self.folder / f"best{SUFFIX}", path.name)
+            point(self.folder / f"last{SUFFIX}", path.name)
             self._remove_old(trainer)
         self.saved = path
 
@@ -123,10 +123,18 @@ class RunCheckpoints(Checkpoint):
 
     def _remove_old(self, trainer: Trainer) -> None:
         linked = {(self.folder / f"{name}{SUFFIX}").resolve() for name in ("last", "best")}
-        steps = sorted(self.folder.glob(f"step-*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        paths = sorted(self.folder.glob(f"step-*{SUFFIX}"), key=age, reverse=True)
+        # one of a later step, of a run that went on from an earlier one, is not this one's to remove
+        steps = [path for path in paths if age(path)[0] <= self._saved_step]
         for path in steps[self.options.keep_last :]:
             if path.resolve() not in linked:
                 trainer.strategy.remove_checkpoint(path)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """`max_time` is of a session, not of all that a run has ever taken."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+            if isinstance(callback, Timer):
+                checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

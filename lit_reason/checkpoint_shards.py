@@ -20,7 +20,17 @@ from lightning.fabric.utilities.load import _METADATA_FILENAME
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lit_reason.checkpoint import DamagedCheckpointError, check_readable, draft_of, sha256, sync, unwritten
+from lit_reason.checkpoint import (
+    KEYS,
+    DamagedCheckpointError,
+    check_keys,
+    check_readable,
+    draft_of,
+    make_way,
+    sha256,
+    sync,
+    unwritten,
+)
 from lit_reason.types import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +105,17 @@ class ShardedCheckpoints(_Strategy):
         error = self.broadcast(error)
         if error:
             raise DamagedCheckpointError(error)
-        return super().load_checkpoint(path, weights_only=True)
+        try:
+            return super().load_checkpoint(path, weights_only=True)
+        except CheckpointException as failure:  # no Exception
+            raise unreadable(path, failure) from failure
+
+
+def unreadable(path: Path, failure: CheckpointException) -> DamagedCheckpointError:
+    """What to say of shards that a rank could not read."""
+    error: BaseException = next(iter(failure.failures.values()), (failure, None))[0]
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return DamagedCheckpointError(f"checkpoint '{path}' cannot be read as plain data: {reason[:200]}")
 
 
 def seal(draft: Path, path: Path) -> None:
@@ -111,8 +131,9 @@ def seal(draft: Path, path: Path) -> None:
         opened.flush()
         os.fsync(opened.fileno())
     sync(draft)
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    make_way(path)
+    if path.is_file() or path.is_symlink():
+        path.unlink()
     draft.replace(path)
     sync(path.parent)
 
@@ -130,7 +151,7 @@ def verify_shards(folder: Path) -> None:
         raise DamagedCheckpointError(
             f"checkpoint '{folder}' is incomplete: it has no {MANIFEST}, which is written last"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpointError(f"checkpoint '{folder}' is damaged: its {MANIFEST} cannot be read") from error
     for name, size, digest in items:
         file = folder / name
@@ -156,6 +177,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = torch.load(folder / _METADATA_FILENAME, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a malicious file provokes
         raise DamagedCheckpointError(f"checkpoint '{folder}' cannot be read as plain data") from error
+    check_keys(found, folder, KEYS[2:])  # weights and optimizer states are in the shards
     return found
 
 
@@ -198,8 +220,7 @@ def _strange(folder: Path, files: set[str]) -> str | None:
     for entry, place in index.storage_data.items():
         if place.relative_path not in files or getattr(place, "transform_descriptors", None):
             return str(entry.fqn)
-        if not isinstance(index.state_dict_metadata[entry.fqn], metadata.TensorStorageMetadata):
-            with (folder / place.relative_path).open("rb") as file:
-                file.seek(place.offset)
-                torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+        with (folder / place.relative_path).open("rb") as file:
+            file.seek(place.offset)
+            torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
     return None

@@ -341,7 +341,9 @@ def run(arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         if not lost_rank(error) or debugging():
             raise
-        raise UserError("another rank has failed, and says why; this one ends with it") from error
+        raise UserError(
+            "another rank has failed, and says why, or was killed: this one ends with it; a run goes on with --resume"
+        ) from error
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1, after letting callbacks finish
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -361,6 +363,7 @@ def quieten() -> None:
         r"You have overridden `transfer_batch_to_device`",  # on purpose: problems stay where they are
         r"LightningCLI's args parameter",  # given on purpose: __main__ took its own options out of them
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+        r"`is_gradient_checkpointing` is deprecated",  # between PEFT and transformers
     ):
         warnings.filterwarnings("ignore", message=text)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"

@@ -7,6 +7,7 @@ trained adapters: alone, to be put on their base again, or added to it for good.
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import shutil
 import warnings
@@ -139,7 +140,9 @@ def export(
             if kind == "merged":
                 merge_adapters(trained.policy)
             _write_model(trained.policy, draft, dtype)
-        write_card(draft, kind=kind, trained=trained, base=origin, run=home, title=(push or folder.name))
+        where = folder.name if folder.is_absolute() else str(folder)  # nobody else has the folders above
+        title = home.resolve().name
+        write_card(draft, kind=kind, trained=trained, base=origin, run=home, title=push or title, where=push or where)
     yield f"exported  {kind} of step {trained.step} from {path}"
     yield f"folder    {folder}"
     yield f"load      {loading_line(kind, str(folder))}"
@@ -245,8 +248,15 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 @contextmanager
 def staged(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """A draft beside a folder that takes its place at the end; nothing half-written is left where something fails."""
+    from safetensors import SafetensorError
+
+    folder = folder.resolve()  # a link stays, what it stands for is replaced
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: '{folder}' cannot be written: {error.strerror or error}") from error
+    _recover(folder)
     check_target(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "old"))
     try:
         draft.mkdir()
@@ -254,13 +264,20 @@ def staged(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         draft.rename(folder)
-    except OSError as error:
-        raise UserError(f"--out: '{folder}' cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out: '{folder}' cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
         for leftover in (draft, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Put back what a process that died while it replaced the folder has moved aside."""
+    for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        if not folder.exists():
+            old.rename(folder)
 
 
 # ------------------------------------------------------------------ the hub

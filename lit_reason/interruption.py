@@ -121,6 +121,7 @@ class Interruption(Callback):
             raise KeyboardInterrupt
         if (self._expired or not self._training) and not self._raised:
             self._raised = True
+            self._share()  # before the connection breaks, or the others would not know why
             raise Stopped(self._code)
 
     @property
@@ -138,9 +139,7 @@ class Interruption(Callback):
             if self._over.wait(_LOOK):
                 return
             self._hear(store)
-        with suppress(RuntimeError):  # the rank that keeps the store may be gone
-            if store is not None:
-                store.set(_KEY, str(self.asked))
+        self._share()
         self._tell()
         if self._training:
             end = time.monotonic() + (self.grace if self.asked == signal.SIGTERM else 1e9)
@@ -152,6 +151,13 @@ class Interruption(Callback):
             signal.pthread_kill(main, signal.SIGTERM)
         if not self._over.wait(_TEARDOWN):  # it hangs where no signal reaches it
             self._leave()
+
+    def _share(self) -> None:
+        """Let the other ranks know."""
+        store = _store()
+        with suppress(RuntimeError):  # the rank that keeps the store may be gone
+            if store is not None:
+                store.set(_KEY, str(self.asked))
 
     def _hear(self, store: Any) -> None:  # noqa: ANN401 - torch's Store
         """Whether another rank was asked."""

@@ -6,6 +6,7 @@ weights is arithmetic. Completions are taken to be as long as they may be, so th
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from lit_reason.attention import ON_CPU
 from lit_reason.batching import learns, micro_batches, minibatches, total_length
 from lit_reason.simulation import Simulation
-from lit_reason.types import Problem, Rollout
+from lit_reason.types import Problem, Rollout, UserError
 
 if TYPE_CHECKING:
     from lit_reason.data import ReasoningData
@@ -80,10 +81,17 @@ def estimate(module: Reasoner, data: ReasoningData, trainer: Trainer) -> list[Ph
         ),
     }
     for name, (problems, completions) in drawn.items():
+        if not problems or not completions:
+            continue
+        if (simulation.policy.context or math.inf) <= module.sampling.max_new_tokens:
+            raise UserError(
+                f"sampling.max_new_tokens: {module.sampling.max_new_tokens} leaves no room for a prompt in the "
+                f"{simulation.policy.context} tokens that '{simulation.policy.options.model}' knows"
+            )
         prompts = [simulation.policy.render(p.prompt, p.think) for p in problems]
         limit = (simulation.policy.context or 10**9) - module.sampling.max_new_tokens
         prompts = [p for p in prompts if len(p) <= limit]
-        if prompts and completions and module.engine is None:
+        if prompts and module.engine is None:
             cache, peak = simulation.rollout(prompts, completions, module.sampling)
             whole = simulation.weights if "sharded" in _kind(trainer) else 0
             parts = {"gathered weights": whole, "plain weights": _plain(simulation, on_cpu=on_cpu), "KV cache": cache}
@@ -197,7 +205,9 @@ def _longest(module: Reasoner, simulation: Simulation, problems: list[Problem]) 
         return [r for r in written(problems) if bool(learns(r).any())]
     ids = torch.zeros(module.sampling.max_new_tokens, dtype=torch.int64)
     group: int = getattr(module, "group_size", 1)
-    kept = min(getattr(module, "keep", group), group)
+    # no more than fill a micro-batch of each window
+    enough = (module.updater.tokens_per_microbatch // len(ids) + 2) * module.updater.minibatches
+    kept = min(getattr(module, "keep", group), group, enough)
     prompts = [simulation.policy.render(p.prompt, p.think) for p in problems]
     return [
         Rollout(problem=problem, prompt_ids=prompt, completion_ids=ids, text="", group=g)

@@ -139,7 +139,7 @@ def _shares(folders: Sequence[Path], weights: Sequence[float] | None) -> list[fl
     given = [1.0] * len(folders) if weights is None else list(weights)
     if len(given) != len(folders):
         raise UserError(f"--weights: expected one for each of the {len(folders)} folders, got {len(given)}")
-    if any(not math.isfinite(w) or w < 0 for w in given) or not sum(given):
+    if any(w < 0 for w in given) or not 0 < sum(given) < math.inf:
         raise UserError(f"--weights must be 0 or more and not all 0, got {' '.join(map(str, given))}")
     return [w / sum(given) for w in given]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,14 +49,26 @@ model = AutoModelForCausalLM.from_pretrained("{where}")
 tokenizer = AutoTokenizer.from_pretrained("{where}")
 """,
 }
+QUANTISED = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+base = BitsAndBytesConfig({options})
+model = AutoPeftModelForCausalLM.from_pretrained("{{where}}", quantization_config=base)
+tokenizer = AutoTokenizer.from_pretrained("{{where}}")
+"""
+BITS = {
+    "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    "int8": "load_in_8bit=True",
+}
 ASKING = """\
-prompt = tokenizer.apply_chat_template([{{"role": "user", "content": "12 + 34 ="}}], add_generation_prompt=True,
-                                       return_tensors="pt", return_dict=True)
+messages = {messages}
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens={tokens})[0]))
 """
 
 
-def write_card(folder: Path, *, kind: str, trained: Trained, base: str, run: Path, title: str) -> None:
+def write_card(folder: Path, *, kind: str, trained: Trained, base: str, run: Path, title: str, where: str) -> None:
     """Write the card of an export.
 
     Args:
@@ -64,12 +78,16 @@ def write_card(folder: Path, *, kind: str, trained: Trained, base: str, run: Pat
         base: hub id or folder of the model that was trained.
         run: the run directory; may lack any of its files.
         title: the model's name, a hub id where it is pushed.
+        where: what plain libraries load it from.
     """
     local = Path(base).is_dir()
     name = trained.policy.options.model if not local or trained.policy.options.model == "nano" else Path(base).name
     recipe = _recipe(run, trained)
     scores = _scores(read_metrics(run / FILENAME), trained.step)
-    loading = LOADING["adapter" if kind == "adapter" else "model"] + ASKING
+    quantization = trained.policy.options.quantization if kind == "adapter" else None
+    loading = LOADING["adapter" if kind == "adapter" else "model"]
+    if quantization is not None:
+        loading = QUANTISED.format(options=BITS[quantization])
     tokens = trained.config.get("sampling", {}).get("max_new_tokens", 256)
     data = ModelCardData(
         model_name=title,
@@ -85,14 +103,17 @@ def write_card(folder: Path, *, kind: str, trained: Trained, base: str, run: Pat
         f"# {title}",
         f"{name} trained with lit-reason ({trained.module}), step {trained.step}; {method[kind]}.",
         "## Use",
-        fenced(loading.format(where=title, tokens=tokens), "python"),
+        fenced((loading + ASKING).format(where=where, tokens=tokens, messages=_example(run)), "python"),
     ]
     if kind == "adapter" and local:
-        parts.append("The base model is a folder of the machine that exported this; `adapter_config.json` names it.")
-    if kind == "adapter" and trained.policy.options.quantization is not None:
         parts.append(
-            f"The adapter was trained on the base in {trained.policy.options.quantization} (bitsandbytes, double "
-            "quantised where in 4 bits): on the base as it is, its answers differ a little."
+            "The base model is a folder of the machine that exported this; `adapter_config.json` names it. Without it, "
+            "export with `--to merged`."
+        )
+    if quantization is not None:
+        parts.append(
+            f"The adapter was trained on the base in {quantization}, as it is loaded here: on the base as it is, its "
+            "answers differ a little."
         )
     if scores:
         parts += ["## Scores", _table(scores)]
@@ -155,12 +176,24 @@ def _without_secrets(text: str) -> str:
     return KEYS.sub("***", text)
 
 
+def _example(run: Path) -> str:
+    """A question of the kind that was trained on, as messages in Python."""
+    text = "12 + 34 ="
+    with suppress(OSError, ValueError, KeyError, TypeError), (run / "samples.jsonl").open(encoding="utf-8") as file:
+        text = _without_secrets(str(json.loads(file.readline())["prompt"]))
+    parts = re.fullmatch(r"(?:system: (.*?)\n)?user: (.*)", text, re.DOTALL)  # as samples show several messages
+    system, user = (parts[1], parts[2]) if parts else (None, text)
+    messages = [{"role": role, "content": said} for role, said in (("system", system), ("user", user)) if said]
+    return json.dumps(messages, ensure_ascii=False)
+
+
 def _recipe(run: Path, trained: Trained) -> dict[str, Any]:
     file = run / "config.yaml"
     if file.is_file():
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        with suppress(OSError, ValueError, yaml.YAMLError):  # then what the checkpoint says
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
     return {"model": {"class_path": trained.module, "init_args": trained.config}}
 
 

@@ -349,12 +349,18 @@ class Policy(nn.Module):
             return
         lm = self.causal_lm
         lm.generation_config, ours = self._generation_defaults, lm.generation_config
+        card = Path(folder) / "README.md"
+        written = card.exists()
         try:
             self.model.save_pretrained(str(folder), state_dict=state)  # type: ignore[operator]  # PreTrainedModel or PeftModel
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error)) from error
         finally:
             lm.generation_config = ours
+        if not written:
+            card.unlink(
+                missing_ok=True
+            )  # PEFT's, which says "More Information Needed" wherever it should say something
         self.tokenizer.save_pretrained(str(folder))
 
     def _find_turn_end(self) -> int:

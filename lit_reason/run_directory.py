@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -124,16 +124,16 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: the checkpoint's weights are not those of the model that is asked for.
     """
+    file = folder / config_name("fit")
     try:
-        saved = yaml.safe_load((folder / config_name("fit")).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        saved = None
+    if not isinstance(saved, Mapping):
+        if file.exists():
+            rank_zero_warn(f"resume: '{file}' is no configuration any more, so none is compared with that of now")
         return
-    before, now = _flat(saved), _flat(config)
-    changed = {
-        name: f"{name} was {before.get(name)}, now {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(LOOSE)
-    }
+    changed = {name: text for name, text in _changes(saved, config) if not name.startswith(LOOSE)}
     fixed = [text for name, text in changed.items() if name.startswith(FIXED)]
     if fixed:
         raise UserError(
@@ -144,8 +144,19 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
         rank_zero_warn(f"resuming with another configuration: {text}")
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - plain data
-    if not isinstance(config, Mapping):
-        return {prefix: config}
-    parts = [_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in config.items()]
-    return {name: value for part in parts for name, value in part.items()}
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
+    """Options by name that differ, with what they were and are."""
+    if before == now:
+        return
+    if isinstance(before, Mapping) and isinstance(now, Mapping) and before.keys() & now.keys():
+        for part in sorted(before.keys() | now.keys(), key=str):
+            yield from _changes(before.get(part), now.get(part), f"{name}.{part}" if name else str(part))
+    else:
+        yield name, f"{name} was {_short(before)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:  # noqa: ANN401 - likewise
+    """A value in few words: of a plugin its name."""
+    if isinstance(value, Mapping):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -191,7 +191,8 @@ class Simulation:
             Bytes of the key-value cache in the end, and the most held at any time, the cache included.
         """
         reach = max(map(len, prompts)) + sampling.max_new_tokens
-        requests = [Request(prompt_ids=p, streams=tuple(range(completions))) for p in prompts]
+        samples = range(min(completions, sampling.concurrent))  # there are never more at once
+        requests = [Request(prompt_ids=p, streams=tuple(samples)) for p in prompts]
         before = self.ledger.mark()
         layers = self._adapted()
         self.policy.eval()
@@ -201,6 +202,7 @@ class Simulation:
             batch = _Batch(self.policy, requests, sampling, reach)
             batch.layout = Decode(batch.prompts, batch.own, reach)
             batch.checked = True  # nothing is computed that could be compared
+            batch.waiting.reverse()  # the longest are together in the end
             while batch.waiting and len(batch.rows) < batch.capacity:
                 batch._admit(batch.capacity - len(batch.rows))  # noqa: SLF001 - its steps, less those that look at data
             columns = FIRST_COLUMNS

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_reason.checkpoint import verify
 from lit_reason.checkpoint_shards import MANIFEST, read_index
@@ -83,6 +85,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = path.resolve()  # once: a run that goes on lets `last` stand for another one at any time
     if path.is_file() or (path / MANIFEST).exists():
         verify(path)
+    else:
+        warnings.warn(f"'{path}' has no {MANIFEST}, so nobody knows whether it is complete", stacklevel=2)
     try:
         if is_sharded(path):
             rest = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
@@ -90,7 +94,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else:
             rest = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             state = rest.pop("state_dict")
-    except Exception as error:  # whatever a damaged file makes of the readers
+    except (Exception, CheckpointException) as error:  # whatever a damaged file makes of the readers
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"'{path}' cannot be read as a checkpoint: {reason[:200]}") from error
     return {name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)}, rest

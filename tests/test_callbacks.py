@@ -2,11 +2,13 @@ import io
 import json
 import resource
 import signal
+from datetime import timedelta
 
 import pytest
 import rich
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -303,6 +305,18 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning_and_a_model_that_cannot_be_
             fitting.fit(grpo(tiny_llama), loader())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_max_time_is_of_a_session_and_a_run_it_stopped_says_how_to_go_on(tmp_path, tiny_llama, shown):
+    module = grpo(tiny_llama)
+    for session in (1, 2):  # each takes a step before it looks at the clock
+        callbacks = [RunCheckpoints(tmp_path), Summary(tmp_path), Timer(timedelta(microseconds=1))]
+        fitting = trainer(tmp_path, *callbacks, max_steps=9)
+        fitting.fit(module, loader(), ckpt_path=tmp_path / "last.ckpt" if session > 1 else None)
+        assert fitting.global_step == session
+    said = shown.getvalue()
+    assert said.count("stopped by max_time") == 2
+    assert f"go on     lit-reason fit --config {tmp_path / 'config.yaml'} --resume" in said
 
 
 def test_a_resumed_run_trains_with_the_learning_rate_it_was_asked_for(tmp_path, tiny_llama):

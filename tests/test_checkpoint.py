@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,59 @@ def test_an_index_of_shards_that_carries_code_is_refused_unexecuted_though_its_m
     with pytest.raises(DamagedCheckpointError, match="plain data"):
         verify(shards)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_tensor_that_is_none_and_carries_code_is_refused_unexecuted_though_the_manifest_is_right(shards, tmp_path):
+    import pickle
+
+    index = pickle.loads((shards / ".metadata").read_bytes())
+    torch.save(Evil(tmp_path / "executed"), shards / "evil.distcp")
+    for entry, place in index.storage_data.items():
+        size = (shards / "evil.distcp").stat().st_size
+        index.storage_data[entry] = replace(place, relative_path="evil.distcp", offset=0, length=size)
+    (shards / ".metadata").write_bytes(pickle.dumps(index))
+    (shards / "manifest.json").unlink()
+    again = tmp_path / ".again.part"
+    shutil.move(shards, again)
+    checkpoint_shards.seal(again, shards)
+    with pytest.raises(DamagedCheckpointError, match="plain data"):
+        verify(shards)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("rest", [{}, [1]])
+def test_shards_without_the_rest_of_a_run_are_no_checkpoint(shards, tmp_path, rest):
+    torch.save(rest, shards / "meta.pt")
+    (shards / "manifest.json").unlink()
+    again = tmp_path / ".again.part"
+    shutil.move(shards, again)
+    checkpoint_shards.seal(again, shards)
+    with pytest.raises(DamagedCheckpointError, match="is no checkpoint of a run: it has no loops"):
+        examine(shards)
+
+
+@pytest.mark.parametrize("text", ['{"files": {"a": {"bytes": 1e999, "sha256": ""}}}', "[" * 200_000])
+def test_a_manifest_that_no_reader_can_take_is_damage(shards, text):
+    (shards / "manifest.json").write_text(text)
+    with pytest.raises(DamagedCheckpointError, match="manifest"):
+        verify(shards)
+
+
+def test_a_file_and_a_folder_of_shards_take_each_others_place(shards, tmp_path):
+    AtomicCheckpointIO().save_checkpoint(state(4), shards)
+    assert examine(shards)["step"] == 4
+    draft = tmp_path / ".draft.part"
+    draft.mkdir()
+    checkpoint_shards.seal(draft, shards)
+    assert shards.is_dir()
+
+
+def test_the_step_in_its_name_says_which_checkpoint_is_newer(tmp_path):
+    save(tmp_path, 1, 2, 10)
+    (tmp_path / "step-10.ckpt").write_bytes(b"junk")
+    os.utime(tmp_path / "step-1.ckpt", (99, 99))  # as a copied folder may have it
+    with pytest.warns(UserWarning, match="left out|going on from"):
+        assert newest(tmp_path) == tmp_path / "step-2.ckpt"
 
 
 # ---------------------------------------------------------------------- state

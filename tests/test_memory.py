@@ -136,3 +136,6 @@ trainer: {{accelerator: cpu, max_steps: 2}}
     out = capsys.readouterr().out
     assert all(text in out for text in ("validation", "update", "optimizer", "activations", "total", "peak in "))
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    long = ["--model.init_args.sampling.max_new_tokens", "1000000000"]
+    assert main(["fit", "--config", "config.yaml", "--dry-run", *long]) == 1
+    assert "leaves no room for a prompt in the" in capsys.readouterr().err

@@ -132,6 +132,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(models, adapters, tiny
     assert "two or more" in refused(models[0])
     assert "one for each of the 2" in refused(*models[:2], "--weights", "1")
     assert "not all 0" in refused(*models[:2], "--weights", "0", "0")
+    assert "not all 0" in refused(*models[:2], "--weights", "1e308", "1e308")  # their sum is no number
     assert "between two models" in refused(*models, "--method", "slerp")
     assert "for whole models" in refused(*adapters, "--method", "slerp")
     assert "some adapters" in refused(models[0], adapters[0])

@@ -3,8 +3,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from lit_reason.run_directory import Hold, config_name, resolve_checkpoint, resolve_run_directory
+from lit_reason.run_directory import Hold, check_same_run, config_name, resolve_checkpoint, resolve_run_directory
 from lit_reason.types import UserError
 
 
@@ -105,3 +106,32 @@ def test_a_directory_is_one_runs_until_its_process_ends(tmp_path):
     holder.kill()
     holder.wait()
     Hold(tmp_path).on_fit_start(rank, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "now", "said"),
+    [
+        ("loss", {"dr_grpo": {"beta": 0.0}}, "model.init_args.loss was grpo, now dr_grpo"),
+        ("loss", {"grpo": {"beta": 0.1}}, "model.init_args.loss.grpo.beta was 0.0, now 0.1"),
+        ("group_size", 4, "model.init_args.group_size was 8, now 4"),
+    ],
+)
+def test_what_a_run_is_resumed_with_is_compared_with_what_it_was_begun_with(tmp_path, option, now, said):
+    options = {"policy": {"model": "nano", "lora": None}, "loss": {"grpo": {"beta": 0.0}}, "group_size": 8}
+    config = {"model": {"class_path": "GRPO", "init_args": options}, "trainer": {"max_steps": 5}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    options[option] = now
+    config["trainer"]["max_steps"] = 9  # which may change
+    with pytest.warns(UserWarning, match=said) as found:
+        check_same_run(tmp_path, config)
+    assert len(found) == 1
+    options["policy"]["lora"] = {"rank": 8}
+    with pytest.raises(UserError, match=r"policy\.lora was none, now rank: the run"):
+        check_same_run(tmp_path, config)
+
+
+@pytest.mark.parametrize("text", [b"", b"- a list", b"a: [", b"\xff\xfe\x00"])
+def test_a_configuration_that_is_none_any_more_is_compared_with_nothing(tmp_path, text):
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.warns(UserWarning, match="is no configuration any more"):
+        check_same_run(tmp_path, {"model": {}})

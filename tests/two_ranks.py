@@ -19,8 +19,8 @@ def on_two_ranks(work: Callable[[int, Path], Any], folder: Path) -> tuple[Any, A
 
 def _start(rank: int, work: Callable[[int, Path], Any], folder: Path) -> None:
     torch.set_num_threads(1)  # the pool of threads did not come along
-    # a Trainer of two devices takes this process for one of its ranks
-    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2")
+    # a Trainer of two devices takes this process for one of its ranks, and leaves the number of threads alone
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", OMP_NUM_THREADS="1")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(work(rank, folder), folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: what is forked has no pool of threads
 
 import torch
 
