@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -200,8 +200,21 @@ def _load_merged(folder: str, dtype: str, attention: str | None) -> Any:  # noqa
 
 
 @torch.no_grad()
+def identity(lm: Any, model: str) -> dict[str, str]:  # noqa: ANN401 - a transformers model
+    """What tells base models apart: `fingerprint`, and for quantised ones in a folder `files`, what was quantised."""
+    found = {"fingerprint": fingerprint(lm)}
+    files = sorted(Path(resolve(model)).glob("*.safetensors")) if getattr(lm, "is_quantized", False) else []
+    return found | {"files": _fingerprint_of_files(files)} if files else found
+
+
+def same_base(saved: Mapping[str, str], now: Mapping[str, str] | None) -> bool:
+    """Whether two identities are of one model, as far as both know."""
+    known = {"fingerprint"} | ({"files"} & saved.keys() & (now or {}).keys())
+    return now is not None and all(saved[name] == now[name] for name in known)
+
+
 def fingerprint(lm: Any) -> str:  # noqa: ANN401
-    """A hash that tells base models apart: of the names and shapes of all weights, and 64 numbers of each.
+    """A hash of the names and shapes of all weights, and of 64 numbers of each.
 
     Read as bfloat16, so that it does not depend on `dtype`; quantised weights, which devices round differently, count
     by name alone.
@@ -213,6 +226,23 @@ def fingerprint(lm: Any) -> str:  # noqa: ANN401
             numbers = weight.flatten()[:: max(1, weight.numel() // 64)][:64].to("cpu", torch.bfloat16)
             digest.update(str(tuple(weight.shape)).encode() + numbers.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _fingerprint_of_files(files: Sequence[Path]) -> str:
+    """The same of weights in files; the numbers are those at the beginning of two rows."""
+    from safetensors import safe_open
+
+    digests = []
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                weight = weights.get_slice(name)
+                shape = weight.get_shape()
+                places = sorted({0, shape[0] // 2}) if shape and shape[0] else []
+                rows = [weight[row : row + 1].flatten()[:32] for row in places]
+                numbers = b"".join(row.to(torch.bfloat16).view(torch.int16).numpy().tobytes() for row in rows)
+                digests.append(hashlib.sha256(f"{name}{shape}".encode() + numbers).hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()  # however they are spread over files
 
 
 def _attempt(what: str, model: str, load: Callable[[], T]) -> T:

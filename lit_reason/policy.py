@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_reason.adapters import add_adapter, merged_copy, plain_weights
 from lit_reason.architecture import install_layouts, keeps_packed_apart, switch_dropout_off
 from lit_reason.attention import no_mask
-from lit_reason.loading import check_quantization, fingerprint, load_chat_template, load_model, load_tokenizer
+from lit_reason.loading import check_quantization, identity, load_chat_template, load_model, load_tokenizer
 from lit_reason.policy_options import LoRA, PolicyOptions
 from lit_reason.sharding import plain_name, shard, whole, whole_state, wrap
 from lit_reason.types import Message, MicroBatch, Problem, UserError
@@ -90,7 +90,7 @@ class Policy(nn.Module):
         if options.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # of the base of adapters, which checkpoints leave out; random weights are nowhere else
-        self.base = None if options.lora is None or options.random_weights else fingerprint(lm)
+        self.base = None if options.lora is None or options.random_weights else identity(lm, options.model)
         self.model: nn.Module = lm if options.lora is None else add_adapter(lm, options.lora)
         self.window = 0
         # a list hides the frozen copy from parameters(), state_dict() and DDP
@@ -349,8 +349,7 @@ class Policy(nn.Module):
             return
         lm = self.causal_lm
         lm.generation_config, ours = self._generation_defaults, lm.generation_config
-        card = Path(folder) / "README.md"
-        written = card.exists()
+        written = (card := Path(folder) / "README.md").exists()
         try:
             self.model.save_pretrained(str(folder), state_dict=state)  # type: ignore[operator]  # PreTrainedModel or PeftModel
         except SafetensorError as error:

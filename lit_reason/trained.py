@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_reason.checkpoint import verify
 from lit_reason.checkpoint_shards import MANIFEST, read_index
+from lit_reason.loading import same_base
 from lit_reason.policy import Policy
 from lit_reason.policy_options import PolicyOptions
 from lit_reason.run_directory import CHECKPOINTS
@@ -120,7 +121,7 @@ def load_trained(path: Path, base: str | None = None) -> Trained:
     options = _options(config["policy"])
     policy = Policy(options if base is None else replace(options, model=base, revision=None))
     ours = rest.get("lit_reason", {})
-    if ours.get("base") is not None and ours["base"]["fingerprint"] != policy.base:
+    if ours.get("base") is not None and not same_base(ours["base"], policy.base):
         raise UserError(
             f"the weights of '{policy.options.model}' are not those that the adapters in '{path}' were trained on: "
             "name with --base where these are"

@@ -1,6 +1,7 @@
 """Every module under every strategy that CPUs can run; what two ranks find is what one finds."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -162,7 +163,19 @@ def test_checkpoints_hold_adapters_alone_and_know_their_base(
     everything = {name: value for name, value in torch.nn.Module.state_dict(second).items() if "quant" not in name}
     second.load_state_dict({n: v for n, v in everything.items() if "lora_" in n or "norm" in n})  # as once was written
     other = tmp_path / "other"
+    from safetensors.torch import load_file, save_file
+
     from lit_reason.testing import tiny_policy
+
+    changed = tmp_path / "changed"  # in a weight of 4 bits alone
+    shutil.copytree(tiny_llama, changed)
+    weights = load_file(changed / "model.safetensors")
+    weights["model.layers.0.mlp.gate_proj.weight"] += 0.1
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="belong to the base model"):
+        module(str(changed)).on_load_checkpoint(state)
+    del state["lit_reason"]["base"]["files"]  # as once was written
+    module(str(changed)).on_load_checkpoint(state)
 
     with pytest.raises(UserError, match="belong to the base model"):
         module(tiny_policy(other, seed=1)).on_load_checkpoint(state)

@@ -14,6 +14,7 @@ from lit_reason.checkpoint_state import (
     random_states,
     restore_random_states,
 )
+from lit_reason.loading import same_base
 from lit_reason.policy import Policy, PolicyOptions
 from lit_reason.sharding import plain_name
 from lit_reason.task import Task
@@ -73,7 +74,7 @@ class Kept(LightningModule):
         }
         if self.policy.base is not None:
             options = self.policy_options
-            base = {"model": options.model, "quantization": options.quantization, "fingerprint": self.policy.base}
+            base = {"model": options.model, "quantization": options.quantization, **self.policy.base}
             checkpoint["lit_reason"]["base"] = base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -85,7 +86,7 @@ class Kept(LightningModule):
                 "policy further, give the run's folder 'model' as policy.model"
             )
         base = ours.get("base")
-        if base is not None and "policy" in self._modules and base["fingerprint"] != self.policy.base:
+        if base is not None and "policy" in self._modules and not same_base(base, self.policy.base):
             here = self.policy_options
             raise UserError(
                 f"ckpt_path: its adapters belong to the base model '{base['model']}' (quantization "
