@@ -3,6 +3,7 @@ import json
 import resource
 import signal
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import rich
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from torch.utils.data import DataLoader
+from two_ranks import on_two_ranks
 
 from lit_reason import GRPO, SFT, PolicyOptions, Problem, Rollout, Sampling
 from lit_reason.callbacks import (
@@ -162,6 +164,14 @@ def test_with_many_rewards_half_of_the_table_is_the_completion_and_a_line_names_
     assert lines[1].split() == ["completion", "answer", "reward", "accuracy", "format", "advantage", "tokens"]
     assert lines[1].index("answer") >= 60
     assert lines[4].startswith("also in samples.jsonl: reward_number_0, reward_number_1,")
+
+
+def test_samples_are_those_of_all_ranks(tmp_path):
+    def rows(rank, _):
+        return Samples._rows(SimpleNamespace(world_size=2), [rollout(f"of rank {rank}")], 1, "train")
+
+    for found in on_two_ranks(rows, tmp_path):
+        assert [row["completion"] for row in found] == ["of rank 0", "of rank 1"]
 
 
 def test_samples_of_the_first_and_of_every_nth_step_are_kept(tmp_path, tiny_llama, shown):

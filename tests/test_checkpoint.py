@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,8 +112,19 @@ def test_a_checkpoint_that_carries_code_or_is_something_else_is_named_and_left_o
     assert not (tmp_path / "executed").exists()
 
 
+def reseal(shards):
+    """A manifest that is right about what the folder holds now."""
+    (shards / "manifest.json").unlink()
+    again = shards.with_name(".again.part")
+    shutil.move(shards, again)
+    checkpoint_shards.seal(again, shards)
+
+
+@pytest.mark.parametrize("tensor", [True, False])
 @pytest.mark.parametrize("name", ["state_dict.weight", "state_dict.bias"])
-def test_a_shard_that_carries_code_is_refused_unexecuted_though_index_and_manifest_agree(shards, tmp_path, name):
+def test_a_shard_that_carries_code_is_refused_unexecuted_though_index_and_manifest_agree(
+    shards, tmp_path, name, tensor
+):
     """torch unpickles whatever an index says is no tensor."""
     import dataclasses
     import pickle
@@ -128,12 +138,10 @@ def test_a_shard_that_carries_code_is_refused_unexecuted_though_index_and_manife
         if entry.fqn == name:
             moved = dataclasses.replace(place, relative_path="evil.distcp", offset=0, length=size)
             index.storage_data[entry] = moved
-    index.state_dict_metadata[name] = BytesStorageMetadata()
+    if not tensor:
+        index.state_dict_metadata[name] = BytesStorageMetadata()
     (shards / ".metadata").write_bytes(pickle.dumps(index))
-    (shards / "manifest.json").unlink()
-    again = tmp_path / ".again.part"
-    shutil.move(shards, again)
-    checkpoint_shards.seal(again, shards)
+    reseal(shards)
     with pytest.raises(DamagedCheckpointError, match="plain data"):
         verify(shards)
     assert not (tmp_path / "executed").exists()
@@ -257,41 +265,17 @@ def test_an_index_of_shards_that_carries_code_is_refused_unexecuted_though_its_m
     import pickle
 
     (shards / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
-    (shards / "manifest.json").unlink()
-    again = tmp_path / ".again.part"
-    shutil.move(shards, again)
-    checkpoint_shards.seal(again, shards)
+    reseal(shards)
     assert ".metadata" in json.loads((shards / "manifest.json").read_text())["files"]
     with pytest.raises(DamagedCheckpointError, match="plain data"):
         verify(shards)
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_tensor_that_is_none_and_carries_code_is_refused_unexecuted_though_the_manifest_is_right(shards, tmp_path):
-    import pickle
-
-    index = pickle.loads((shards / ".metadata").read_bytes())
-    torch.save(Evil(tmp_path / "executed"), shards / "evil.distcp")
-    for entry, place in index.storage_data.items():
-        size = (shards / "evil.distcp").stat().st_size
-        index.storage_data[entry] = replace(place, relative_path="evil.distcp", offset=0, length=size)
-    (shards / ".metadata").write_bytes(pickle.dumps(index))
-    (shards / "manifest.json").unlink()
-    again = tmp_path / ".again.part"
-    shutil.move(shards, again)
-    checkpoint_shards.seal(again, shards)
-    with pytest.raises(DamagedCheckpointError, match="plain data"):
-        verify(shards)
-    assert not (tmp_path / "executed").exists()
-
-
 @pytest.mark.parametrize("rest", [{}, [1]])
-def test_shards_without_the_rest_of_a_run_are_no_checkpoint(shards, tmp_path, rest):
+def test_shards_without_the_rest_of_a_run_are_no_checkpoint(shards, rest):
     torch.save(rest, shards / "meta.pt")
-    (shards / "manifest.json").unlink()
-    again = tmp_path / ".again.part"
-    shutil.move(shards, again)
-    checkpoint_shards.seal(again, shards)
+    reseal(shards)
     with pytest.raises(DamagedCheckpointError, match="is no checkpoint of a run: it has no loops"):
         examine(shards)
 

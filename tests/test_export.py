@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import state_dict_saver
 import lit_reason
 from lit_reason.__main__ import main
 from lit_reason.batching import collate
+from lit_reason.export import staged
 from lit_reason.model_card import presentable
 from lit_reason.rollout import roll_out
 from lit_reason.trained import load_trained
@@ -255,6 +256,16 @@ def test_an_export_that_fails_leaves_nothing_half_written(runs, tmp_path, monkey
     assert main(["export", str(runs / "full"), "--to", "hf", "--out", str(tmp_path / "new")]) == 1
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_a_death_in_the_midst_of_replacing_moved_aside_is_put_back(tmp_path):
+    out = tmp_path / "out"
+    with staged(out, overwrite=False) as draft:
+        (draft / "config.json").touch()
+    out.rename(tmp_path / ".out.7.old")
+    with pytest.raises(UserError, match="is not empty"), staged(out, overwrite=False):
+        pass
+    assert (out / "config.json").exists()
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -7,6 +7,9 @@ from lightning.pytorch import Trainer
 import lit_reason
 from lit_reason.__main__ import main
 from lit_reason.memory import estimate
+from lit_reason.policy_options import PolicyOptions
+from lit_reason.rollout import Sampling
+from lit_reason.simulation import Simulation
 
 WIDTH, LAYERS, KV_HEADS, HEAD = 32, 2, 2, 8  # of the tiny Llama
 
@@ -139,3 +142,10 @@ trainer: {{accelerator: cpu, max_steps: 2}}
     long = ["--model.init_args.sampling.max_new_tokens", "1000000000"]
     assert main(["fit", "--config", "config.yaml", "--dry-run", *long]) == 1
     assert "leaves no room for a prompt in the" in capsys.readouterr().err
+
+
+def test_of_more_completions_than_fit_at_once_the_longest_count(tiny_llama):
+    simulation, sampling = Simulation(PolicyOptions(model=tiny_llama)), Sampling(max_new_tokens=8, concurrent=1)
+    short, long = (torch.zeros(length, dtype=torch.int64) for length in (5, 50))
+    alone, _ = simulation.rollout([long], 1, sampling)
+    assert simulation.rollout([short, long, short], 10**6, sampling)[0] == alone
