@@ -238,9 +238,10 @@ def test_a_run_without_validation_has_only_its_place_to_tell(tmp_path):
 
 # ---------------------------------------------------------------------- checkpoints
 def test_the_newest_and_the_best_are_kept_as_plain_data(tmp_path, tiny_llama):
+    (tmp_path / "step-9.ckpt").touch()  # of a run that went on from an earlier one
     callbacks = [FinalValidation(), RunCheckpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=2))]
     trainer(tmp_path, *callbacks, max_steps=5).fit(grpo(tiny_llama), loader(), loader(size=8))
-    kept = ["best.ckpt", "last.ckpt", "step-2.ckpt", "step-4.ckpt", "step-5.ckpt"]
+    kept = ["best.ckpt", "last.ckpt", "step-2.ckpt", "step-4.ckpt", "step-5.ckpt", "step-9.ckpt"]
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == kept
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2

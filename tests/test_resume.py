@@ -78,17 +78,22 @@ def test_a_checkpoint_holds_plain_data_and_rebuilds_its_module(tiny_llama: str, 
 
 
 @pytest.mark.parametrize(
-    ("size", "limit"), [(4, 1.0), (60, 1.0), (60, 2)], ids=["at the end of an epoch", "in its midst", "a limited epoch"]
+    ("size", "limit", "at"),
+    [(4, 1.0, 2), (60, 1.0, 2), (60, 2, 3)],
+    ids=["at the end of an epoch", "in its midst", "in the midst of a limited one"],
 )
 def test_a_checkpoint_at_the_end_of_a_batch_counts_its_phase(
-    tiny_llama: str, tmp_path: Path, size: int, limit: float
+    tiny_llama: str, tmp_path: Path, size: int, limit: float, at: int
 ) -> None:
     """Whoever writes it: here a user's own ModelCheckpoint. Dropout of adapters goes on where it was, too."""
     import lit_reason
 
+    def letters(rollout: lit_reason.Rollout) -> float:
+        return sum(map(ord, rollout.text)) % 7 / 7
+
     def fit(folder: Path, ckpt_path: Path | None = None) -> dict[str, Any]:
         module = lit_reason.GRPO(
-            ["length"],
+            [letters],  # all completions are of one length, and nothing would be learnt of that
             policy=lit_reason.PolicyOptions(model=tiny_llama, lora=lit_reason.LoRA(rank=2, dropout=0.5)),
             sampling=lit_reason.Sampling(max_new_tokens=8),
             group_size=4,
@@ -98,12 +103,12 @@ def test_a_checkpoint_at_the_end_of_a_batch_counts_its_phase(
         every = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         options["limit_train_batches"] = limit
-        Trainer(max_steps=3, callbacks=[every], **options).fit(module, data, ckpt_path=ckpt_path)
-        return torch.load(folder / "step=3.ckpt", weights_only=True)
+        Trainer(max_steps=at + 1, callbacks=[every], **options).fit(module, data, ckpt_path=ckpt_path)
+        return torch.load(folder / f"step={at + 1}.ckpt", weights_only=True)
 
     whole = fit(tmp_path / "whole")
-    half = fit(tmp_path / "half", tmp_path / "whole" / "step=2.ckpt")
-    assert whole["lit_reason"]["phase"] == half["lit_reason"]["phase"] == 3
-    assert whole["ReasoningData"]["phases_done"] == half["ReasoningData"]["phases_done"] == 3
+    half = fit(tmp_path / "half", tmp_path / "whole" / f"step={at}.ckpt")
+    assert whole["lit_reason"]["phase"] == half["lit_reason"]["phase"] == at + 1
+    assert whole["ReasoningData"]["phases_done"] == half["ReasoningData"]["phases_done"] == at + 1
     for name, value in whole["state_dict"].items():
         assert torch.equal(half["state_dict"][name], value), name
